@@ -1,0 +1,1 @@
+"""VICReg self-supervised learning in JAX and Flax."""

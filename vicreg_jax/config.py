@@ -1,0 +1,250 @@
+"""What a run is told: every field, its type, default and limits; no behaviour.
+
+The defaults are the paper's recipe for ImageNet where it has one. A config file lists
+all fields, so that each can be overridden on the command line.
+"""
+
+import dataclasses
+import difflib
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str = "fake"  # digits, arrays or fake
+    path: str = ""  # of the .npz file, for arrays
+    validation: bool = False  # digits: hold out 360 training images, hide the test
+    batch_size: int = 2048  # over all devices
+    image_size: int = 224  # height and width of a view, in pixels
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, of images in [0, 1]
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Probabilities and limits; the same for both views."""
+
+    crop_scale: tuple[float, ...] = (0.08, 1.0)  # share of the image's area
+    crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)  # width over height
+    flip: float = 0.5  # probability
+    rotation: float = 0.0  # degrees, at most, either way
+    shear: float = 0.0  # horizontal over vertical shift, at most, either way
+    jitter: float = 0.8  # probability
+    brightness: float = 0.4  # factor in [1 - x, 1 + x]
+    contrast: float = 0.4  # likewise
+
+
+@dataclass(frozen=True)
+class Model:
+    encoder: str = "resnet50"
+    width: int = 1  # factor on the encoder's channels
+    stem: str = "imagenet"  # or cifar
+    expander: tuple[int, ...] = (8192, 8192, 8192)
+    dtype: str = "float32"  # of the computation, or bfloat16; parameters are float32
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weights of the terms of `losses.vicreg`."""
+
+    invariance: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    name: str = "lars"  # or adamw
+    base_lr: float = 0.2  # for a batch of 256
+    weight_decay: float = 1e-6
+    momentum: float = 0.9  # lars, like the two below
+    trust_coefficient: float = 1e-3
+    clip: bool = False  # the trust ratio, as in the CIFAR recipes
+    warmup_epochs: float = 10.0
+    end_scale: float = 1e-3  # last learning rate over the peak
+
+
+@dataclass(frozen=True)
+class Every:
+    log_steps: int = 100
+    checkpoint_epochs: int = 1
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The table of few-label probes at the end; no draws, no table."""
+
+    labels_per_class: tuple[int, ...] = (1, 5, 10)
+    draws: int = 0
+
+
+@dataclass(frozen=True)
+class Config:
+    task: str = "pretrain"
+    seed: int = 0
+    epochs: int = 100
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    every: Every = field(default_factory=Every)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    wandb: str = ""  # project of Weights & Biases, if any
+
+
+# May differ when a run is continued; anything else would make it another run.
+CHANGEABLE = ("epochs", "every.", "evaluate.", "wandb")
+
+CHOICES = {
+    "task": ("pretrain",),
+    "data.name": ("digits", "arrays", "fake"),
+    "model.stem": ("imagenet", "cifar"),
+    "model.dtype": ("float32", "bfloat16"),
+    "optimizer.name": ("lars", "adamw"),
+}
+POSITIVE = (
+    *("epochs", "data.batch_size", "data.image_size", "data.std", "model.width"),
+    *("model.expander", "optimizer.base_lr", "optimizer.trust_coefficient"),
+    *("every.log_steps", "every.checkpoint_epochs", "evaluate.labels_per_class"),
+)
+PROBABILITIES = ("augment.flip", "augment.jitter", "augment.shear")
+NOT_NEGATIVE = (
+    *("seed", "augment.rotation", "augment.brightness", "augment.contrast"),
+    *("loss.invariance", "loss.variance", "loss.covariance"),
+    *("optimizer.weight_decay", "optimizer.momentum", "optimizer.warmup_epochs"),
+    *("optimizer.end_scale", "evaluate.draws"),
+)
+
+
+def parse(given: Config | Mapping[str, Any]) -> Config:
+    """Returns the config of a (nested) mapping; what it leaves out has its default.
+
+    Raises:
+      ValueError: a field that does not exist, of another type, or an impossible value;
+        the message is one line that names it.
+    """
+    config = given if isinstance(given, Config) else _build(Config, given, "")
+    _check(config)
+    return config
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Returns dotted field names and their values, tuples as lists like in JSON."""
+    nested = json.loads(json.dumps(dataclasses.asdict(config)))
+    return {
+        f"{name}.{key}" if isinstance(value, dict) else name: entry
+        for name, value in nested.items()
+        for key, entry in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Returns a line for each field that makes `new` another run than `old`."""
+    a, b = flat(old), flat(new)
+    fixed = (name for name in b if not name.startswith(CHANGEABLE))
+    return [
+        f"{name} was {a[name]}, is {b[name]}" for name in fixed if a[name] != b[name]
+    ]
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError if no field or group of fields has this dotted name."""
+    known = list(flat(Config()))
+    groups = {field.partition(".")[0] for field in known if "." in field}
+    if name in known or name in groups:
+        return
+    group, _, last = name.rpartition(".")
+    if group in groups:
+        choices = [f for f in known if f.startswith(f"{group}.")]
+    else:
+        choices = [f for f in known if f.endswith(f".{last}")]
+        choices = choices or [f for f in known if "." not in f] + sorted(groups)
+    lasts = [field.rpartition(".")[2] for field in choices]
+    close = difflib.get_close_matches(last, lasts, n=1)
+    if close:
+        hint = f"did you mean config.{choices[lasts.index(close[0])]}?"
+    else:
+        hint = f"there are {', '.join(choices)}"
+    raise ValueError(f"config.{name} is not a field; {hint}")
+
+
+def _build(kind, given, prefix):
+    if not isinstance(given, Mapping):
+        given = given.to_dict() if hasattr(given, "to_dict") else given
+    if not isinstance(given, Mapping):
+        raise ValueError(f"config.{prefix[:-1]} holds fields; got {given!r}")
+    fields = typing.get_type_hints(kind)
+    values = {}
+    for name, value in given.items():
+        check_name(prefix + name)
+        wanted = fields[name]
+        if dataclasses.is_dataclass(wanted):
+            values[name] = _build(wanted, value, f"{prefix}{name}.")
+        else:
+            values[name] = _converted(wanted, value, prefix + name)
+    return kind(**values)
+
+
+def _converted(wanted, value, name):
+    if typing.get_origin(wanted) is tuple and isinstance(value, list | tuple):
+        return tuple(_converted(typing.get_args(wanted)[0], x, name) for x in value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    plain = wanted if isinstance(wanted, type) else tuple
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(value, plain):
+        kind = wanted.__name__ if isinstance(wanted, type) else wanted
+        raise ValueError(f"config.{name} is of type {kind}; got {value!r}")
+    return value
+
+
+def _check(config):
+    values = flat(config)
+
+    def each(names, good, expected):
+        for name in names:
+            found = values[name]
+            for x in found if isinstance(found, list) else [found]:
+                if not good(x):
+                    raise ValueError(f"config.{name} must be {expected}; got {found}")
+
+    for name, choices in CHOICES.items():
+        each([name], lambda x, c=choices: x in c, f"one of {', '.join(choices)}")
+    each(POSITIVE, lambda x: 0 < x < float("inf"), "positive")
+    each(NOT_NEGATIVE, lambda x: 0 <= x < float("inf"), "zero or more")
+    each(PROBABILITIES, lambda x: 0 <= x <= 1, "between 0 and 1")
+    each(["augment.crop_scale"], lambda x: 0 < x <= 1, "two numbers in (0, 1]")
+    each(["augment.crop_ratio"], lambda x: x > 0, "two positive numbers")
+    for name in ("augment.crop_scale", "augment.crop_ratio"):
+        if len(values[name]) != 2 or values[name][0] > values[name][1]:
+            raise ValueError(
+                f"config.{name} is a pair (least, most); got {tuple(values[name])}"
+            )
+    channels = len(values["data.mean"])
+    if channels not in (1, 3) or channels != len(values["data.std"]):
+        raise ValueError(
+            "config.data.mean and config.data.std have one number per channel, 1 or 3;"
+            f" got {channels} and {len(values['data.std'])}"
+        )
+    if not values["model.expander"]:
+        raise ValueError("config.model.expander needs one width or more; got ()")
+    if config.optimizer.warmup_epochs >= config.epochs:
+        raise ValueError(
+            f"config.optimizer.warmup_epochs ({config.optimizer.warmup_epochs:g}) must"
+            f" be less than config.epochs ({config.epochs})"
+        )
+    momentum = config.optimizer.momentum
+    if momentum >= 1:
+        raise ValueError(f"config.optimizer.momentum must be below 1; got {momentum}")
+    if not any(dataclasses.astuple(config.loss)):
+        raise ValueError("config.loss: all weights are zero; nothing would be learned")
+    if config.data.batch_size < 2:
+        raise ValueError("config.data.batch_size must be 2 or more; got 1")
+    if config.data.name == "arrays" and not config.data.path:
+        raise ValueError(
+            'config.data.path is empty; data.name "arrays" needs the .npz file there'
+        )

@@ -1,0 +1,119 @@
+"""Where examples come from; no randomness, no augmentation.
+
+A source of training images is anything with a length that an integer array indexes:
+`source[indices]` -> uint8 [b, h, w, c]. A NumPy array or memory map is one.
+"""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from vicreg_jax.config import Data
+
+
+class Examples(NamedTuple):
+    images: np.ndarray  # uint8 [n, h, w, c]
+    labels: np.ndarray | None  # int [n]
+
+
+class Splits(NamedTuple):
+    """Training split, and a labelled test split where there is one."""
+
+    train: Examples
+    test: Examples | None
+
+
+def digits(*, validation: bool = False) -> Splits:
+    """Returns scikit-learn's handwritten digits: 1,797 grey images, 8 x 8, 10 classes.
+
+    Bundled real data, no download: 1,437 for training and 360 for the test, drawn once
+    for all. With `validation`, for choosing hyperparameters: the training split
+    without its first 360 images, and those 360 in place of the test split.
+
+    Raises:
+      ModuleNotFoundError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the digits come with scikit-learn, which is not installed; run:"
+            ' pip install "vicreg_jax[demo]"'
+        ) from error
+    data = load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    order = np.argsort(np.random.Philox(key=0).random_raw(len(images)), kind="stable")
+    test, train = order[:360], order[360:]
+    if validation:
+        test, train = train[:360], train[360:]
+    return Splits(
+        Examples(images[train], data.target[train]),
+        Examples(images[test], data.target[test]),
+    )
+
+
+def arrays(path: str) -> Splits:
+    """Returns the arrays of an .npz file.
+
+    The file holds `images`, uint8 [n, h, w] or [n, h, w, c], optionally `labels`, int
+    [n], and optionally `test_images` and `test_labels`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is no .npz file, lacks `images`, or has other shapes or types.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"data.path: there is no file {path!r}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+    except (ValueError, OSError, AttributeError) as error:
+        raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+    if "images" not in held:
+        raise ValueError(
+            f"{path} holds {', '.join(held) or 'nothing'}; expected an array 'images'"
+        )
+    train = _examples(path, held["images"], held.get("labels"))
+    if "test_images" not in held:
+        return Splits(train, None)
+    return Splits(train, _examples(path, held["test_images"], held.get("test_labels")))
+
+
+def fake(*, examples: int, image_size: int, channels: int, seed: int = 0) -> Splits:
+    """Returns noise: for trying a configuration or measuring speed without data."""
+    shape = (examples, image_size, image_size, channels)
+    images = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    return Splits(Examples(images, None), None)
+
+
+def load(data: Data, *, seed: int) -> Splits:
+    """Returns the splits that `config.data` names; the seed is that of fake images."""
+    if data.name == "digits":
+        return digits(validation=data.validation)
+    if data.name == "arrays":
+        return arrays(data.path)
+    return fake(
+        examples=10 * data.batch_size,
+        image_size=data.image_size,
+        channels=len(data.mean),
+        seed=seed,
+    )
+
+
+def _examples(path, images, labels):
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"{path}: expected images of uint8 [n, h, w] or [n, h, w, 1 or 3]; got"
+            f" {images.dtype} {images.shape}"
+        )
+    if labels is not None and (
+        labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer)
+    ):
+        raise ValueError(
+            f"{path}: expected labels of int [{len(images)}]; got {labels.dtype}"
+            f" {labels.shape}"
+        )
+    return Examples(images, labels)

@@ -1,0 +1,179 @@
+"""How far a few labels go: 1-NN and linear probes of frozen features, paired draws."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from vicreg_jax.config import Config
+from vicreg_jax.data.sources import Splits
+from vicreg_jax.evaluate.features import encode
+
+Z95 = 1.96  # of the normal distribution: an interval of 95 % is the mean +- Z95 errors
+
+
+class Accuracy(NamedTuple):
+    """Test accuracies in per cent, one for each draw of labels."""
+
+    features: str  # row of the table
+    probe: str  # "1-NN" or "linear"
+    labels: int  # per class; 0 means all
+    draws: list[float]
+
+
+def few_labels(
+    splits: Splits,
+    encoder: nn.Module,
+    variables: Mapping[str, Mapping[str, Any]],
+    config: Config,
+) -> list[Accuracy]:
+    """Returns the accuracies of raw pixels, whitened pixels and encoders.
+
+    Labels are drawn from the training split, the same draws for every row, so that
+    rows can be compared in pairs. Features are centred (and, for the linear probe,
+    scaled) by statistics of the training split, which need no labels. 1-NN goes by
+    cosine, the linear probe is logistic regression with an L2 penalty of C = 1.
+
+    Args:
+      variables: name -> variables of the encoder, one row each.
+
+    Raises:
+      ValueError: a split without labels, or more labels asked for than a class has.
+    """
+    train, test = splits
+    if test is None or train.labels is None or test.labels is None:
+        raise ValueError(
+            "config.evaluate.draws needs labels and a labelled test split; the data"
+            f" {config.data.name!r} lacks them; set config.evaluate.draws=0"
+        )
+    draws = {
+        n: [
+            _draw(train.labels, n, config.seed, i) for i in range(config.evaluate.draws)
+        ]
+        for n in config.evaluate.labels_per_class
+    }
+    draws[0] = [np.arange(len(train.labels))]
+    rows = {"raw pixels": (_flat(train.images), _flat(test.images))}
+    rows["PCA-whitened pixels"] = _whitened(*rows["raw pixels"])
+    for name, weights in variables.items():
+        rows[name] = tuple(
+            encode(encoder, weights, images, config.data)
+            for images in (train.images, test.images)
+        )
+    results = []
+    for name, (a, b) in rows.items():
+        mean, std = a.mean(axis=0), a.std(axis=0)
+        a, b = a - mean, b - mean
+        scale = np.where(std > 1e-6 * std.max(), std, np.inf)
+        for probe, predict, known, asked in (
+            ("1-NN", _nearest, _unit(a), _unit(b)),
+            ("linear", _linear, a / scale, b / scale),
+        ):
+            for n, choices in draws.items():
+                right = [
+                    np.mean(predict(known[i], train.labels[i], asked) == test.labels)
+                    for i in choices
+                ]
+                results.append(Accuracy(name, probe, n, [100 * x for x in right]))
+    return results
+
+
+def gains(
+    table: list[Accuracy], better: str = "VICReg", than: str = "raw pixels"
+) -> dict[tuple[str, int], tuple[float, float, float]]:
+    """Returns (probe, labels) -> mean paired difference, and its 95 % interval."""
+    found = {(r.features, r.probe, r.labels): np.array(r.draws) for r in table}
+    differences = {
+        (r.probe, r.labels): found[better, r.probe, r.labels] - np.array(r.draws)
+        for r in table
+        if r.features == than
+    }
+    result = {}
+    for key, d in differences.items():
+        error = Z95 * d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else 0.0
+        result[key] = (d.mean(), d.mean() - error, d.mean() + error)
+    return result
+
+
+def save(table: list[Accuracy], path: Path) -> None:
+    """Writes every accuracy of every draw as JSON."""
+    path.write_text(json.dumps([row._asdict() for row in table]) + "\n")
+
+
+def show(table: list[Accuracy]) -> None:
+    """Prints the table: mean accuracies in per cent, gains over pixels below."""
+    columns = list(dict.fromkeys((r.probe, r.labels) for r in table))
+    out = Table(title="Test accuracy in per cent, by labels per class")
+    out.add_column("features")
+    for probe, n in columns:
+        out.add_column(f"{probe}\n{n or 'all'}", justify="right")
+    means = {(r.features, r.probe, r.labels): np.mean(r.draws) for r in table}
+    for name in dict.fromkeys(r.features for r in table):
+        out.add_row(name, *(f"{means[name, *column]:.1f}" for column in columns))
+    out.add_section()
+    paired = gains(table)
+    cells = [
+        f"{mean:+.1f}" + (f"\n±{high - mean:.1f}" if high > mean else "")
+        for mean, _, high in (paired[column] for column in columns)
+    ]
+    out.add_row("VICReg - raw pixels", *cells)
+    console = Console(width=max(100, Console().width))
+    console.print(out)
+    draws = max(len(r.draws) for r in table)
+    console.print(
+        f"Means over {draws} draws of labels; below, paired differences and half the"
+        " width of their 95 % interval.",
+        highlight=False,
+    )
+
+
+def _draw(labels, n, seed, number):
+    """Returns the indices of n examples of each class."""
+    key = np.array([seed, number], np.uint64)
+    counter = np.array([0, 0, n, 2], np.uint64)
+    order = np.argsort(
+        np.random.Philox(key=key, counter=counter).random_raw(len(labels))
+    )
+    chosen = [order[labels[order] == c][:n] for c in np.unique(labels)]
+    fewest = min(map(len, chosen))
+    if fewest < n:
+        raise ValueError(
+            f"config.evaluate.labels_per_class asks for {n}; a class has only {fewest}"
+        )
+    return np.concatenate(chosen)
+
+
+def _flat(images):
+    return images.reshape(len(images), -1).astype(np.float32) / 255
+
+
+def _whitened(train, test):
+    """Returns both in the training split's principal components, of unit variance.
+
+    Components beyond 99 % of the variance are left out: they are noise.
+    """
+    mean = train.mean(axis=0)
+    _, s, components = np.linalg.svd(train - mean, full_matrices=False)
+    kept = 1 + np.searchsorted(np.cumsum(s**2) / np.sum(s**2), 0.99)
+    basis = components[:kept].T * (np.sqrt(len(train) - 1) / s[:kept])
+    return (train - mean) @ basis, (test - mean) @ basis
+
+
+def _unit(x):
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _nearest(known, labels, asked):
+    return labels[np.argmax(asked @ known.T, axis=1)]
+
+
+def _linear(known, labels, asked):
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1.0, max_iter=1000, tol=1e-3)
+    return model.fit(known.astype(np.float64), labels).predict(asked)

@@ -1,0 +1,162 @@
+"""Writes the metrics of a run: JSON lines, TensorBoard, Weights & Biases, progress bar.
+
+`metrics.jsonl` is the record; the others follow it.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from absl import logging
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Writer:
+    """Appends the metrics of a step to everything that records them.
+
+    Args:
+      workdir: an existing folder.
+      step: metrics beyond this step are cut; the run repeats those steps.
+      wandb_project: also log there, if not empty.
+      config: what Weights & Biases shows as the run's settings.
+
+    Raises:
+      ModuleNotFoundError: Weights & Biases is asked for and not installed.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        step: int,
+        wandb_project: str = "",
+        config: Mapping[str, object],
+    ):
+        self._wandb = _wandb_run(wandb_project, workdir, config)
+        self._path = workdir / "metrics.jsonl"
+        self.first = _cut(self._path, step)
+        self._file = self._path.open("a")
+        self._board = _board(workdir, step)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records finite and infinite numbers alike; the line is on disk afterwards."""
+        line = {"step": step, **metrics}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.first = self.first or line
+        if self._board:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._board:
+            self._board.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+class Bar:
+    """Shows progress on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, *, total: int, done: int):
+        self._console = Console(stderr=True)
+        self._live = sys.stderr.isatty()
+        self._total, self._spoke = total, -math.inf
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[terms]}"),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task("", total=total, completed=done, terms="")
+        self._progress.start()
+
+    def say(self, text: str) -> None:
+        """Shows what is going on: "compiling", "training"."""
+        self._progress.update(self._task, description=text)
+        if not self._live:
+            print(text, file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def step(self, step: int) -> None:
+        """Moves on to `step`."""
+        self._progress.update(self._task, description="training", completed=step)
+
+    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Shows the metrics of a step, until the next ones."""
+        terms = (
+            f"loss {metrics['loss']:.2f} = inv {metrics['invariance']:.3f}"
+            f", var {metrics['variance']:.3f}, cov {metrics['covariance']:.2f}"
+            f"  std {metrics['embedding_std']:.2f}"
+        )
+        if "images_per_second" in metrics:
+            terms = f"{metrics['images_per_second']:.0f} images/s  {terms}"
+        self._progress.update(self._task, terms=terms)
+        now = time.monotonic()
+        if not self._live and (now - self._spoke > 10 or step == self._total):
+            self._spoke = now
+            print(f"step {step}/{self._total}  {terms}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def _cut(path, step):
+    """Drops what lies beyond the step or was half written; returns the first line."""
+    if not path.exists():
+        return None
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if line["step"] <= step:
+            kept.append(line)
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(draft, path)
+    return kept[0] if kept else None
+
+
+def _board(workdir, step):
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:
+        logging.warning("no TensorBoard events: run pip install tensorboardX for them")
+        return None
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+
+def _wandb_run(project, workdir, config):
+    if not project:
+        return None
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"config.wandb is {project!r}, but Weights & Biases is not installed; run:"
+            " pip install wandb"
+        ) from error
+    return wandb.init(
+        project=project,
+        name=workdir.name,
+        dir=str(workdir),
+        config=dict(config),
+        resume="allow",
+    )

@@ -1,0 +1,46 @@
+"""Encoders and heads: Linen modules, no losses, no training.
+
+An encoder is any Linen module with `apply(variables, images [n, h, w, c], train=bool)`
+-> representations [n, f].
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vicreg_jax.models.digits import DigitsEncoder
+from vicreg_jax.models.heads import Expander, JointEmbedding
+from vicreg_jax.models.norm import BatchNorm
+from vicreg_jax.models.resnet import LAYERS, ResNet
+
+__all__ = ["ENCODERS", "BatchNorm", "Expander", "JointEmbedding", "ResNet", "create"]
+
+ENCODERS = ("digits", *LAYERS)
+
+
+def create(
+    name: str,
+    *,
+    width: int = 1,
+    stem: str = "imagenet",
+    dtype: jnp.dtype = jnp.float32,
+) -> nn.Module:
+    """Returns an encoder by name.
+
+    Args:
+      name: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200",
+        or "digits", a small network for pictures of 8 x 8 to 32 x 32.
+      width: factor on all channels; 2 gives the published resnet50x2.
+      stem: of a ResNet, "imagenet" (7 x 7 of stride 2 and max-pooling) or "cifar"
+        (3 x 3 of stride 1); "digits" has but one.
+      dtype: of the computation; parameters and statistics are float32 in any case.
+
+    Raises:
+      ValueError: a name, width or stem that there is not.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"no encoder {name!r}; there are {', '.join(ENCODERS)}")
+    if width < 1:
+        raise ValueError(f"the width is a factor of at least 1; got {width}")
+    if name == "digits":
+        return DigitsEncoder(width=width, dtype=dtype)
+    return ResNet(LAYERS[name], width=width, stem=stem, dtype=dtype)

@@ -1,0 +1,61 @@
+"""What sits on top of an encoder: the expander, and both as one module."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vicreg_jax.models.norm import BatchNorm
+
+
+def linear(features, inputs, *, use_bias=True, dtype, name):
+    """Returns a dense layer initialized as in PyTorch: uniform in +-1/sqrt(inputs)."""
+    bound = inputs**-0.5
+
+    def bias(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        bias_init=bias,
+        dtype=dtype,
+        name=name,
+    )
+
+
+class Expander(nn.Module):
+    """Maps representations [n, f] to embeddings [n, widths[-1]].
+
+    Linear, BatchNorm, ReLU for each hidden layer; the last layer is linear without
+    bias. Source: arXiv:2105.04906, sec. 4.2.
+    """
+
+    widths: Sequence[int] = (8192, 8192, 8192)
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+        y = y.astype(self.dtype)
+        for i, width in enumerate(self.widths[:-1]):
+            y = linear(width, y.shape[-1], dtype=self.dtype, name=f"linear{i}")(y)
+            y = nn.relu(BatchNorm(name=f"bn{i}")(y, train=train))
+        last, width = f"linear{len(self.widths) - 1}", self.widths[-1]
+        final = linear(width, y.shape[-1], use_bias=False, dtype=self.dtype, name=last)
+        return final(y)
+
+
+class JointEmbedding(nn.Module):
+    """An encoder and its expander: images [n, h, w, c] -> ([n, f], [n, d]).
+
+    The representation is what is used afterwards, the embedding what the loss sees.
+    """
+
+    encoder: nn.Module
+    expander: nn.Module
+
+    def __call__(self, images: jax.Array, *, train: bool):
+        representation = self.encoder(images, train=train)
+        return representation, self.expander(representation, train=train)

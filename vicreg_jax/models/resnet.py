@@ -1,0 +1,115 @@
+"""Residual networks as PyTorch builds them, so that published weights load exactly."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vicreg_jax.models.norm import BatchNorm
+
+# name -> blocks of the four stages, bottleneck or basic block
+LAYERS = {
+    "resnet18": ((2, 2, 2, 2), False),
+    "resnet34": ((3, 4, 6, 3), False),
+    "resnet50": ((3, 4, 6, 3), True),
+    "resnet101": ((3, 4, 23, 3), True),
+    "resnet152": ((3, 8, 36, 3), True),
+    "resnet200": ((3, 24, 36, 3), True),
+}
+
+
+def convolution(features, kernel, stride=1, *, dtype, name):
+    """Returns a convolution without bias, padded evenly and initialized as in PyTorch.
+
+    On even sizes XLA's "SAME" pads a strided convolution unevenly: other features.
+    """
+    pad = (kernel - 1) // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        use_bias=False,
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        dtype=dtype,
+        name=name,
+    )
+
+
+class Block(nn.Module):
+    """A residual block: two 3 x 3 convolutions, or 1 x 1, 3 x 3 and 1 x 1 (bottleneck).
+
+    The scale of the last normalization starts at zero, so a block starts as identity.
+    """
+
+    features: int  # of the 3 x 3 convolutions
+    stride: int
+    bottleneck: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        conv = partial(convolution, dtype=self.dtype)
+        zero = nn.initializers.zeros
+        if self.bottleneck:
+            out = 4 * self.features
+            shapes = [(self.features, 1, 1), (self.features, 3, self.stride)]
+            shapes.append((out, 1, 1))
+        else:
+            out = self.features
+            shapes = [(out, 3, self.stride), (out, 3, 1)]
+        y = x
+        for i, (features, kernel, stride) in enumerate(shapes, 1):
+            y = conv(features, kernel, stride, name=f"conv{i}")(y)
+            last = i == len(shapes)
+            init = dict(scale_init=zero) if last else {}
+            y = BatchNorm(**init, name=f"bn{i}")(y, train=train)
+            y = y if last else nn.relu(y)
+        if self.stride > 1 or x.shape[-1] != out:
+            x = conv(out, 1, self.stride, name="downsample_conv")(x)
+            x = BatchNorm(name="downsample_bn")(x, train=train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Maps images [n, h, w, c] to representations [n, f] of the computation's dtype.
+
+    f is 512 * width with basic blocks, 2048 * width with bottlenecks. Names of
+    sub-modules are those of PyTorch with "_" for ".".
+
+    Source: arXiv:1512.03385 in the variant of torchvision and facebookresearch/vicreg:
+    stride in the 3 x 3 convolution, zero-initialized last scale of a block
+    (arXiv:1706.02677), kaiming-normal (fan out) convolutions.
+    """
+
+    layers: tuple[tuple[int, ...], bool] = LAYERS["resnet50"]
+    width: int = 1
+    stem: str = "imagenet"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        stages, bottleneck = self.layers
+        features = 64 * self.width
+        conv = partial(convolution, dtype=self.dtype)
+        x = x.astype(self.dtype)
+        if self.stem == "imagenet":
+            x = conv(features, 7, 2, name="conv1")(x)
+        elif self.stem == "cifar":
+            x = conv(features, 3, 1, name="conv1")(x)
+        else:
+            raise ValueError(f"the stem is 'imagenet' or 'cifar'; got {self.stem!r}")
+        x = nn.relu(BatchNorm(name="bn1")(x, train=train))
+        if self.stem == "imagenet":
+            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        for i, blocks in enumerate(stages):
+            for j in range(blocks):
+                x = Block(
+                    features=features * 2**i,
+                    stride=2 if i > 0 and j == 0 else 1,
+                    bottleneck=bottleneck,
+                    dtype=self.dtype,
+                    name=f"layer{i + 1}_{j}",
+                )(x, train=train)
+        return jnp.mean(x, axis=(1, 2))

@@ -1,0 +1,196 @@
+"""From a config to the parts of a run; refuses what cannot work before it compiles."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from vicreg_jax import config as configs
+from vicreg_jax import models, optim, sharding
+from vicreg_jax.config import Config
+from vicreg_jax.data import pixels, plan, sources, views
+from vicreg_jax.state import TrainState
+
+
+def claim(workdir: str | os.PathLike, config: Config) -> Path:
+    """Returns the workdir, created, with this config; refuses one of another run."""
+    if "://" in str(workdir):
+        raise ValueError(
+            f"the workdir must be a folder, of a mounted bucket perhaps; got {workdir}"
+        )
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            old = configs.parse(json.loads(path.read_text()))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        differences = configs.differences(old, config)
+        if differences:
+            raise ValueError(
+                f"{workdir} holds another run: {'; '.join(differences)}. Choose another"
+                " --workdir, or give the old values to continue it"
+            )
+    elif workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"the workdir {workdir} is a file; expected a folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(asdict(config), indent=2) + "\n")
+    os.replace(draft, path)
+    return workdir
+
+
+def mesh(config: Config) -> Mesh:
+    """Returns the mesh of all devices, over which the batch can be divided."""
+    _refuse_idle_gpu()
+    found = sharding.data_mesh()
+    size, devices = config.data.batch_size, found.size
+    if size % devices:
+        below = size // devices * devices
+        near = f"{below} or {below + devices}" if below else f"{devices}"
+        raise ValueError(
+            f"config.data.batch_size {size} cannot be divided over {devices} devices;"
+            f" use {near}"
+        )
+    return found
+
+
+def _refuse_idle_gpu():
+    """Raises where there is an NVIDIA GPU and jax would train on the CPU instead."""
+    if jax.default_backend() != "cpu" or jax.config.jax_platforms == "cpu":
+        return
+    if not shutil.which("nvidia-smi"):
+        return
+    listing = subprocess.run(
+        ["nvidia-smi", "-L"], capture_output=True, text=True, check=False
+    )
+    gpus = [line for line in listing.stdout.splitlines() if line.startswith("GPU")]
+    if listing.returncode == 0 and gpus:
+        raise ValueError(
+            f"nvidia-smi sees {len(gpus)} GPU(s) and jax none; run: pip install"
+            ' "vicreg_jax[cuda]", or set JAX_PLATFORMS=cpu to train on the CPU'
+        )
+
+
+def images(config: Config) -> np.ndarray:
+    """Returns the images of the training split."""
+    return sources.load(config.data, seed=config.seed).train.images
+
+
+def check_images(images: Any, config: Config) -> None:
+    """Raises ValueError where the images are not what the config describes."""
+    shape, dtype = images[:1].shape, images[:1].dtype
+    channels = len(config.data.mean)
+    if len(shape) != 4 or shape[-1] != channels or dtype != np.uint8:
+        raise ValueError(
+            f"expected images of uint8 [n, h, w, {channels}], as config.data.mean has"
+            f" {channels} channel(s); got {dtype} {(len(images), *shape[1:])}"
+        )
+
+
+def optimizer(
+    config: Config, steps_per_epoch: int
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Returns the learning rate and the optimizer of the config."""
+    options = config.optimizer
+    schedule = optim.warmup_cosine(
+        base_lr=options.base_lr,
+        batch_size=config.data.batch_size,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=options.warmup_epochs,
+        end_scale=options.end_scale,
+    )
+    if options.name == "adamw":
+        return schedule, optim.adamw(schedule, weight_decay=options.weight_decay)
+    return schedule, optim.lars(
+        schedule,
+        weight_decay=options.weight_decay,
+        momentum=options.momentum,
+        trust_coefficient=options.trust_coefficient,
+        clip=options.clip,
+    )
+
+
+def model(config: Config, encoder: nn.Module | None) -> models.JointEmbedding:
+    """Returns the encoder, the config's or the one given, with its expander."""
+    dtype = jnp.dtype(config.model.dtype)
+    if encoder is None:
+        encoder = models.create(
+            config.model.encoder,
+            width=config.model.width,
+            stem=config.model.stem,
+            dtype=dtype,
+        )
+    expander = models.Expander(config.model.expander, dtype=dtype)
+    return models.JointEmbedding(encoder, expander)
+
+
+def initializer(
+    model: nn.Module, tx: optax.GradientTransformation, config: Config
+) -> Callable[[], TrainState]:
+    """Returns a function of no arguments that makes the state of step 0."""
+    size, channels = config.data.image_size, len(config.data.mean)
+
+    def init():
+        images = jnp.zeros((2, size, size, channels))
+        variables = model.init(jax.random.key(config.seed), images, train=False)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros([], jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            opt_state=tx.init(params),
+        )
+
+    return init
+
+
+def encoder_variables(state: TrainState) -> dict[str, Any]:
+    """Returns what `encoder.apply` takes."""
+    return {
+        "params": state.params["encoder"],
+        "batch_stats": state.batch_stats.get("encoder", {}),
+    }
+
+
+def batch(
+    planner: plan.Planner, images: Any, config: Config, step: int
+) -> tuple[np.ndarray, views.Parameters]:
+    """Returns the host's part of a step: uint8 images, augmentation parameters."""
+    indices, uniforms = planner(step)
+    chosen = images[indices]
+    augment = config.augment
+    policy = views.Policy(
+        **{name: getattr(augment, name) for name in views.Policy._fields}
+    )
+    parameters = views.parameters(uniforms, chosen.shape[1:3], [policy, policy])
+    return chosen, parameters
+
+
+def render(
+    batch: tuple[jax.Array, views.Parameters], *, config: Config
+) -> tuple[jax.Array, ...]:
+    """Returns the device's part: two normalized views of each image of a batch."""
+    images, parameters = batch
+    data, augment = config.data, config.augment
+    affine = bool(augment.rotation or augment.shear)
+    return tuple(
+        pixels.normalize(
+            pixels.render(images, view, size=data.image_size, affine=affine),
+            mean=data.mean,
+            std=data.std,
+        )
+        for view in (jax.tree.map(lambda x, i=i: x[:, i], parameters) for i in range(2))
+    )

@@ -1,0 +1,88 @@
+"""One pretraining step: views in, terms, gradients and the next state out."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from jax.sharding import Mesh
+
+from vicreg_jax import losses, sharding
+from vicreg_jax.state import TrainState
+
+
+def make_train_step(
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    *,
+    weights: Mapping[str, float],
+    mesh: Mesh,
+    render: Callable[[Any], tuple[jax.Array, ...]] = tuple,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict, tuple[jax.Array, jax.Array]]]:
+    """Returns a jitted `(state, batch) -> (state, metrics, outputs)`.
+
+    The step donates the state. Its metrics are the unweighted terms, "loss" (their
+    weighted sum) and "grad_norm"; its outputs are the representation and embedding of
+    the first view. Each view has its own pass and BatchNorm statistics, and running
+    statistics follow in order, as in the authors' code.
+
+    Args:
+      model: images -> (representation, embedding), such as `models.JointEmbedding`.
+      tx: any optax transformation.
+      weights: of the fields of `losses.VicregTerms`, all of them.
+      mesh: of one axis, "data"; the leading axis of the batch is divided over it.
+      render: batch -> images of the views, [n, h, w, c] each; by default the batch is
+        a sequence of them.
+
+    Raises:
+      ValueError: the weights do not name the terms.
+    """
+    terms = set(losses.VicregTerms.__dataclass_fields__)
+    if set(weights) != terms:
+        raise ValueError(
+            f"weights must name {', '.join(sorted(terms))}; got {', '.join(weights)}"
+        )
+
+    def loss_fn(params, batch_stats, images, step):
+        outputs = []
+        for i, view in enumerate(images):
+            variables = {"params": params, "batch_stats": batch_stats}
+            dropout = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), i)
+            output, updated = model.apply(
+                variables,
+                view,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout},
+            )
+            batch_stats = updated.get("batch_stats", batch_stats)
+            outputs.append(output)
+        terms = losses.vicreg(*(embedding for _, embedding in outputs))
+        terms = {name: getattr(terms, name) for name in weights}
+        loss = sum(weights[name] * terms[name] for name in weights)
+        return loss, (batch_stats, terms, outputs[0])
+
+    def train_step(state, batch):
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        images = render(batch)
+        (loss, aux), grads = grad_fn(
+            state.params, state.batch_stats, images, state.step
+        )
+        batch_stats, terms, outputs = aux
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        values = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
+        return (
+            TrainState(state.step + 1, params, batch_stats, opt_state),
+            values,
+            outputs,
+        )
+
+    whole, split = sharding.whole(mesh), sharding.split(mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(whole, split),
+        out_shardings=(whole, whole, split),
+        donate_argnums=0,
+    )

@@ -1,0 +1,33 @@
+"""Ctrl-C and SIGTERM: the run saves first, then leaves."""
+
+import signal
+import threading
+
+
+class Stop:
+    """Remembers SIGINT or SIGTERM in `signal`; a second one acts at once, as usual."""
+
+    def __init__(self):
+        self.signal = 0
+        self._old = {}
+
+    def __enter__(self):
+        # Python hands signals to the main thread only.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *error):
+        for number, old in self._old.items():
+            signal.signal(number, old)
+
+    def _remember(self, number, frame):
+        self.signal = number
+        signal.signal(number, self._old[number])
+
+    def leave(self):
+        """Raises what the signal would have: the state is safe now."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + self.signal)
