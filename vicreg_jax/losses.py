@@ -128,8 +128,9 @@ def covariance(
     With centred Z [n, d], ||Z'Z|| = ||ZZ'|| (arXiv:2206.02574 and 2310.02903 use it):
     for n < d the n x n Gram matrix gives the same number from fewer operations and
     without a d x d matrix. With the gradient, 4 n d min(n, d) FLOPs and min(n, d)^2
-    numbers are needed in either case. On a mesh every device computes the Gram rows of its own examples
-    against the gathered batch, and the backward pass needs no communication.
+    numbers are needed in either case. On a mesh every device computes the Gram rows of
+    its own examples against the gathered batch, and the backward pass needs no
+    communication.
     """
     (z,), where = _checked((z,), where, axis_name)
     return _over_devices(_covariance(z, where, axis_name), axis_name)

@@ -107,7 +107,7 @@ def run(
         closing.callback(recorder.close)
         stop = closing.enter_context(Stop())
 
-        if start == total:
+        if start >= total:
             recorder.note(f"{workdir} has finished its {total} steps")
             return Trained(model.encoder, parts.encoder_variables(state), state)
         if start:

@@ -31,7 +31,7 @@ def claim(workdir: str | os.PathLike, config: Config) -> Path:
         )
     workdir = Path(workdir)
     path = workdir / "config.json"
-    if path.exists():
+    if path.exists() and (workdir / "metrics.jsonl").exists():
         try:
             old = configs.parse(json.loads(path.read_text()))
         except ValueError as error:

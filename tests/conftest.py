@@ -1,0 +1,28 @@
+"""Eight virtual CPU devices and strict numerics for every test."""
+
+import os
+
+# More threads than virtual devices: a collective waits for all of them at once.
+os.environ["NPROC"] = "16"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def float64():
+    """Computes in double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def mesh():
+    from vicreg_jax import sharding
+
+    return sharding.data_mesh()
