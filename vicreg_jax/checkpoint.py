@@ -57,8 +57,11 @@ class Checkpoints:
             try:
                 return step, self._restore(step, abstract)
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                reasons.append(f"step {step}: {str(error).splitlines()[0]}")
-                logging.warning("checkpoint not usable, trying an older one: %s", error)
+                reason = f"step {step}: {' '.join(str(error).split())[:200]}"
+                reasons.append(reason)
+                logging.warning(
+                    "checkpoint not usable, trying an older one: %s", reason
+                )
         if reasons:
             folder = self._manager.directory
             raise ValueError(
@@ -87,6 +90,8 @@ class Checkpoints:
 def _checksums(state):
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).data)
+        jax.tree_util.keystr(path): zlib.crc32(
+            np.asarray(leaf).reshape(-1).view(np.uint8)
+        )
         for path, leaf in leaves
     }

@@ -8,8 +8,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from rich.console import Console
@@ -22,11 +23,7 @@ class Writer:
     Args:
       workdir: an existing folder.
       step: metrics beyond this step are cut; the run repeats those steps.
-      wandb_project: also log there, if not empty.
-      config: what Weights & Biases shows as the run's settings.
-
-    Raises:
-      ModuleNotFoundError: Weights & Biases is asked for and not installed.
+      wandb_run: also log there, if given.
     """
 
     def __init__(
@@ -34,10 +31,9 @@ class Writer:
         workdir: Path,
         *,
         step: int,
-        wandb_project: str = "",
-        config: Mapping[str, object],
+        wandb_run: Any = None,
     ):
-        self._wandb = _wandb_run(wandb_project, workdir, config)
+        self._wandb = wandb_run
         self._path = workdir / "metrics.jsonl"
         self.first = _cut(self._path, step)
         self._file = self._path.open("a")
@@ -143,9 +139,16 @@ def _board(workdir, step):
     return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
 
-def _wandb_run(project, workdir, config):
+def wandb_starter(project: str) -> Callable[[Path, Mapping[str, object]], Any]:
+    """Returns a function of (workdir, config) that starts a run on Weights & Biases.
+
+    It returns None where the project is "".
+
+    Raises:
+      ModuleNotFoundError: a project is named, but Weights & Biases is not installed.
+    """
     if not project:
-        return None
+        return lambda workdir, config: None
     try:
         import wandb
     except ModuleNotFoundError as error:
@@ -153,7 +156,7 @@ def _wandb_run(project, workdir, config):
             f"config.wandb is {project!r}, but Weights & Biases is not installed; run:"
             " pip install wandb"
         ) from error
-    return wandb.init(
+    return lambda workdir, config: wandb.init(
         project=project,
         name=workdir.name,
         dir=str(workdir),

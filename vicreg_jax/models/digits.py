@@ -9,10 +9,10 @@ from vicreg_jax.models.resnet import convolution
 
 
 class DigitsEncoder(nn.Module):
-    """Maps images [n, h, w, c] to representations [n, 128 * width].
+    """Maps images [n, h, w, c] to representations [n, 64 * width].
 
-    Three 3 x 3 convolutions, 2 x 2 average pooling before the last, and the mean over
-    what is left of the image.
+    Five 3 x 3 convolutions, with 2 x 2 average pooling after the third, and the mean
+    over what is left of the image. h and w are at least 6.
     """
 
     width: int = 1
@@ -21,11 +21,10 @@ class DigitsEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = x.astype(self.dtype)
-        for i, features in enumerate((32, 64, 128)):
-            if i == 2:
-                x = nn.avg_pool(x, (2, 2), (2, 2))
-            conv = convolution(
-                features * self.width, 3, dtype=self.dtype, name=f"conv{i}"
-            )
-            x = nn.relu(BatchNorm(name=f"bn{i}")(conv(x), train=train))
+        for i, features in enumerate((32, 32, 32, 64, 64), 1):
+            features *= self.width
+            x = convolution(features, 3, dtype=self.dtype, name=f"conv{i}")(x)
+            x = nn.relu(BatchNorm(name=f"bn{i}")(x, train=train))
+            if i == 3:
+                x = nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
         return jnp.mean(x, axis=(1, 2))

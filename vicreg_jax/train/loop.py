@@ -89,6 +89,7 @@ def run(
     init = jax.jit(
         parts.initializer(model, tx, config), out_shardings=sharding.whole(mesh)
     )
+    start_wandb = log.wandb_starter(config.wandb)
     workdir = parts.claim(workdir, config)
 
     with ExitStack() as closing:
@@ -102,7 +103,14 @@ def run(
             sharding=sharding.split(mesh),
         )
         recorder = _Recorder(
-            config, workdir, mesh, feed, start=start, epoch=epoch, schedule=schedule
+            config,
+            workdir,
+            mesh,
+            feed,
+            start=start,
+            epoch=epoch,
+            schedule=schedule,
+            wandb_run=start_wandb(workdir, configs.flat(config)),
         )
         closing.callback(recorder.close)
         stop = closing.enter_context(Stop())
@@ -158,12 +166,11 @@ class _Recorder:
         start: int,
         epoch: int,
         schedule: optax.Schedule | None,
+        wandb_run: Any,
     ):
         self._config, self._epoch, self._schedule = config, epoch, schedule
         self._total = config.epochs * epoch
-        self._writer = log.Writer(
-            workdir, step=start, wandb_project=config.wandb, config=configs.flat(config)
-        )
+        self._writer = log.Writer(workdir, step=start, wandb_run=wandb_run)
         self._bar = log.Bar(total=self._total, done=start)
         self.say, self.note = self._bar.say, self._bar.note
         # On one device: a singular value decomposition cannot be split.

@@ -1,0 +1,171 @@
+"""Sources of examples: what they hold, and what they refuse."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from vicreg_jax import config
+from vicreg_jax.data import sources
+
+
+def rows(examples):
+    """One bytes object per image, and its label."""
+    return [(x.tobytes(), int(y)) for x, y in zip(*examples, strict=True)]
+
+
+def sha(examples):
+    data = examples.images.tobytes() + examples.labels.astype("<i8").tobytes()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def test_digits_are_split_into_1437_and_360_images():
+    train, test = sources.digits()
+    assert train.images.shape == (1437, 8, 8, 1) and test.images.shape == (360, 8, 8, 1)
+    assert train.labels.shape == (1437,) and test.labels.shape == (360,)
+    assert train.images.dtype == np.uint8 and train.images.max() == 255
+    assert set(train.labels) == set(test.labels) == set(range(10))
+
+
+def test_the_splits_of_the_digits_share_no_image_and_lose_none():
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    original = np.rint(data.images / 16 * 255).astype(np.uint8)[..., None]
+    train, test = sources.digits()
+    assert sorted(rows(train) + rows(test)) == sorted(rows((original, data.target)))
+    # All 1,797 pictures differ, so a shared one would show.
+    assert len({image for image, _ in rows(train) + rows(test)}) == 1797
+
+
+def test_the_splits_of_the_digits_never_change():
+    train, test = sources.digits()
+    assert (sha(train), sha(test)) == (
+        "99e6e9ab68d80fe9",
+        "71f109635b5a51ea",
+    )
+
+
+def test_validation_is_a_part_of_training_and_never_of_the_test():
+    train, test = sources.digits()
+    rest, held_out = sources.digits(validation=True)
+    assert len(held_out.images) == 360 and len(rest.images) == 1437 - 360
+    assert sorted(rows(rest) + rows(held_out)) == sorted(rows(train))
+    assert not set(rows(test)) & set(rows(rest) + rows(held_out))
+
+
+def save(tmp_path, **arrays):
+    path = tmp_path / "examples.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
+IMAGES = np.arange(5 * 4 * 6 * 3, dtype=np.uint8).reshape(5, 4, 6, 3)
+LABELS = np.arange(5)
+
+
+def test_arrays_come_back_as_they_were_saved(tmp_path):
+    train, test = sources.arrays(
+        save(
+            tmp_path,
+            images=IMAGES,
+            labels=LABELS,
+            test_images=IMAGES[:2],
+            test_labels=LABELS[:2],
+        )
+    )
+    np.testing.assert_array_equal(train.images, IMAGES)
+    np.testing.assert_array_equal(train.labels, LABELS)
+    np.testing.assert_array_equal(test.images, IMAGES[:2])
+    np.testing.assert_array_equal(test.labels, LABELS[:2])
+
+
+def test_labels_and_a_test_split_are_optional(tmp_path):
+    train, test = sources.arrays(save(tmp_path, images=IMAGES))
+    assert train.labels is None and test is None
+
+
+def test_grey_images_get_a_channel(tmp_path):
+    train, _ = sources.arrays(save(tmp_path, images=IMAGES[..., 0]))
+    np.testing.assert_array_equal(train.images, IMAGES[..., :1])
+
+
+BAD_ARRAYS = {
+    "no images": (dict(labels=LABELS), "holds labels; expected an array 'images'"),
+    "nothing": ({}, "holds nothing; expected an array 'images'"),
+    "floats": (
+        dict(images=IMAGES / 255),
+        r"expected images of uint8 .*; got float64 \(5, 4, 6, 3\)",
+    ),
+    "two channels": (
+        dict(images=IMAGES[..., :2]),
+        r"1 or 3\]; got uint8 \(5, 4, 6, 2\)",
+    ),
+    "one image": (dict(images=IMAGES[0, :, 0]), r"got uint8 \(4, 3\)"),
+    "labels too few": (
+        dict(images=IMAGES, labels=LABELS[:4]),
+        r"expected labels of int \[5\]; got int64 \(4,\)",
+    ),
+    "labels of float": (
+        dict(images=IMAGES, labels=LABELS / 2),
+        r"expected labels of int \[5\]; got float64 \(5,\)",
+    ),
+    "test images": (
+        dict(images=IMAGES, test_images=IMAGES / 255),
+        "expected images of uint8 .*; got float64",
+    ),
+    "test labels": (
+        dict(images=IMAGES, test_images=IMAGES, test_labels=LABELS[:1]),
+        r"expected labels of int \[5\]; got int64 \(1,\)",
+    ),
+    "pickles": (
+        dict(images=np.array([None, "x"], object)),
+        "is not a readable .npz file: Object arrays",
+    ),
+}
+
+
+@pytest.mark.parametrize("arrays, message", BAD_ARRAYS.values(), ids=BAD_ARRAYS)
+def test_arrays_of_another_form_are_refused(tmp_path, arrays, message):
+    path = save(tmp_path, **arrays)
+    with pytest.raises(ValueError, match=message) as error:
+        sources.arrays(path)
+    assert path in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data.path: there is no file .*none"):
+        sources.arrays(str(tmp_path / "none.npz"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
+    path = tmp_path / "examples.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a readable .npz file"):
+        sources.arrays(str(path))
+
+
+def test_an_npy_file_is_refused(tmp_path):
+    np.save(tmp_path / "examples.npy", IMAGES)
+    with pytest.raises(ValueError, match="is not a readable .npz file"):
+        sources.arrays(str(tmp_path / "examples.npy"))
+
+
+def test_fake_images_depend_on_the_seed_alone():
+    make = lambda seed: sources.fake(examples=6, image_size=5, channels=3, seed=seed)  # noqa: E731
+    train, test = make(1)
+    assert train.images.shape == (6, 5, 5, 3) and train.images.dtype == np.uint8
+    assert train.labels is None and test is None
+    np.testing.assert_array_equal(train.images, make(1).train.images)
+    assert not np.array_equal(train.images, make(2).train.images)
+
+
+def test_load_takes_the_source_that_the_config_names(tmp_path):
+    path = save(tmp_path, images=IMAGES)
+    data = config.Data(name="arrays", path=path)
+    np.testing.assert_array_equal(sources.load(data, seed=0).train.images, IMAGES)
+    data = config.Data(name="digits", validation=True)
+    assert len(sources.load(data, seed=0).train.images) == 1077
+    data = config.Data(name="fake", batch_size=4, image_size=8, mean=(0.5,), std=(1.0,))
+    assert sources.load(data, seed=0).train.images.shape == (40, 8, 8, 1)

@@ -1,0 +1,197 @@
+"""The train step and `train.run` with the user's own parts."""
+
+import json
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vicreg_jax import losses, models, optim, sharding, train
+from vicreg_jax.config import Config
+from vicreg_jax.state import TrainState
+from vicreg_jax.train import parts
+
+WEIGHTS = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
+SMALL = dict(
+    epochs=2,
+    data=dict(batch_size=16, image_size=8, mean=(0.5,), std=(0.5,)),
+    model=dict(encoder="digits", expander=(16, 16)),
+    optimizer=dict(warmup_epochs=1),
+    every=dict(log_steps=1),
+)
+
+
+class Linear(nn.Module):
+    """The user's own encoder: no BatchNorm, but dropout."""
+
+    features: int = 12
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Dropout(0.1)(x.reshape(len(x), -1), deterministic=not train)
+        return nn.Dense(self.features)(x)
+
+
+def images(n=64, size=8, channels=1, seed=0):
+    shape = (n, size, size, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def state_of(model, tx, sample):
+    variables = model.init(jax.random.key(0), sample, train=False)
+    return TrainState(
+        step=jnp.zeros([], jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=tx.init(variables["params"]),
+    )
+
+
+def records(workdir):
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_step_is_the_gradient_of_the_weighted_terms_of_two_passes():
+    model = models.JointEmbedding(models.create("digits"), models.Expander((16, 16)))
+    views = tuple(jax.random.normal(jax.random.key(1), (2, 16, 8, 8, 1)))
+    tx = optax.sgd(0.1)
+    state = state_of(model, tx, views[0])
+
+    def loss(params):
+        stats, z = state.batch_stats, []
+        for view in views:
+            variables = {"params": params, "batch_stats": stats}
+            (_, embedding), new = model.apply(
+                variables, view, train=True, mutable="batch_stats"
+            )
+            stats, z = new["batch_stats"], [*z, embedding]
+        terms = losses.vicreg(*z)
+        total = 25 * terms.invariance + 25 * terms.variance + terms.covariance
+        return total, (stats, z)
+
+    (total, (stats, z)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    params = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    step = train.make_train_step(model, tx, weights=WEIGHTS, mesh=mesh)
+    new, metrics, (_, embedding) = step(
+        jax.device_put(state, sharding.whole(mesh)), views
+    )
+    # jit fuses and so rounds differently; a step moves parameters by 1e-2.
+    close = dict(rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(new.params, params, **close)
+    chex.assert_trees_all_close(new.batch_stats, stats, **close)
+    chex.assert_trees_all_close(embedding, z[0], **close)
+    assert metrics["loss"] == pytest.approx(float(total), rel=1e-5)
+    norm = float(optax.tree.norm(grads))
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert int(new.step) == 1
+
+
+@pytest.mark.parametrize("widths", [(32, 16), (16, 64)])  # n >= d, n < d
+def test_a_step_on_eight_devices_is_the_step_on_one(widths):
+    model = models.JointEmbedding(models.create("digits"), models.Expander(widths))
+    views = tuple(jax.random.normal(jax.random.key(1), (2, 32, 8, 8, 1)))
+    tx = optim.lars(0.1, weight_decay=1e-4)
+    results = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = sharding.data_mesh(devices)
+        state = jax.device_put(state_of(model, tx, views[0]), sharding.whole(mesh))
+        batch = jax.device_put(views, sharding.split(mesh))
+        step = train.make_train_step(model, tx, weights=WEIGHTS, mesh=mesh)
+        new, metrics, _ = step(state, batch)
+        results.append(jax.device_get((new, metrics)))
+    # Sums over the batch in another order; 1e-5 is 100 roundings of float32.
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_must_name_the_terms():
+    model = models.JointEmbedding(models.create("digits"), models.Expander((16, 16)))
+    with pytest.raises(ValueError, match="covariance, invariance, variance; got var"):
+        train.make_train_step(
+            model, optax.sgd(1.0), weights={"var": 1.0}, mesh=sharding.data_mesh()
+        )
+
+
+def test_run_takes_the_users_encoder_source_and_optimizer(tmp_path):
+    source = images()
+    trained = train.run(
+        SMALL, tmp_path, encoder=Linear(), source=source, tx=optax.sgd(1e-2)
+    )
+    y = trained.encoder.apply(trained.variables, jnp.zeros((3, 8, 8, 1)), train=False)
+    assert y.shape == (3, 12)
+    assert int(trained.state.step) == 8  # 2 epochs of 64 / 16
+    found = records(tmp_path)
+    assert [r["step"] for r in found] == list(range(1, 9))
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert "learning_rate" not in found[0]  # the transformation's own
+
+
+def test_a_source_needs_only_a_length_and_indexing(tmp_path):
+    class Lazy:
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, indices):
+            return images()[indices]
+
+    config = SMALL | dict(epochs=2)
+    a = train.run(config, tmp_path / "a", source=Lazy())
+    b = train.run(config, tmp_path / "b", source=images())
+    chex.assert_trees_all_equal(a.state, b.state)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_path):
+    # The update of step 9 is infinite, so the loss of step 10 is not a number.
+    tx = optax.sgd(lambda step: jnp.where(step < 8, 1e-3, jnp.inf))
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 10"):
+        train.run(SMALL | dict(epochs=4), tmp_path, source=images(), tx=tx)
+    trained = train.run(SMALL, tmp_path, source=images(), tx=tx)
+    assert int(trained.state.step) == 8  # as saved
+    chex.assert_tree_all_finite(trained.state.params)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(data=dict(batch_size=12, image_size=8)), "over 8 devices; use 8 or 16"),
+        (
+            dict(data=SMALL["data"] | dict(batch_size=128)),
+            "has 64 examples, fewer than",
+        ),
+        (
+            dict(data=dict(batch_size=16, image_size=8)),
+            r"uint8 \[n, h, w, 3\].*got uint8 \(64, 8, 8, 1\)",
+        ),
+        (
+            dict(model=dict(encoder="vgg")),
+            "no encoder 'vgg'; there are digits, resnet18",
+        ),
+        (dict(augment=dict(flip=1.5)), "config.augment.flip must be between 0 and 1"),
+    ],
+)
+def test_run_refuses_before_it_writes(change, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train.run(SMALL | change, tmp_path / "run", source=images())
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_refuses_a_bucket_and_a_file_as_workdir(tmp_path):
+    with pytest.raises(ValueError, match="must be a folder.*got gs://b/run"):
+        train.run(SMALL, "gs://b/run", source=images())
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
+        train.run(SMALL, file, source=images())
+
+
+def test_the_untrained_encoder_is_where_the_run_starts(tmp_path):
+    config = Config(**{k: getattr(parts.configs.parse(SMALL), k) for k in SMALL})
+    init = parts.initializer(parts.model(config, None), optax.sgd(1.0), config)
+    chex.assert_trees_all_equal(
+        train.untrained(config), parts.encoder_variables(jax.jit(init)())
+    )
