@@ -1,3 +1,6 @@
+"""Checkpoints: what comes back, and what happens to damaged ones."""
+
+import gc
 import logging
 
 import chex
@@ -7,6 +10,17 @@ import pytest
 
 from vicreg_jax import sharding
 from vicreg_jax.checkpoint import Checkpoints
+
+# Where reading one array fails, Orbax drops its readers of the others half way.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def dropped_readers_end_with_the_test():
+    yield
+    gc.collect()
 
 
 def tree(scale=1.0):

@@ -176,6 +176,12 @@ def test_numbers_that_are_not_finite_are_refused(name, value):
         config.parse(nested(name, value))
 
 
+def test_a_seed_too_large_for_a_random_key_is_refused():
+    # jax.random.key raises OverflowError from here on, without a word on the config.
+    with pytest.raises(ValueError, match="config.seed must be"):
+        config.parse({"seed": 2**63})
+
+
 def test_every_limit_names_a_field():
     limits = (*config.CHOICES, *config.POSITIVE, *config.NOT_NEGATIVE)
     for name in (*limits, *config.PROBABILITIES):

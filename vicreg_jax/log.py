@@ -136,7 +136,10 @@ def _board(workdir, step):
     except ModuleNotFoundError:
         logging.warning("no TensorBoard events: run pip install tensorboardX for them")
         return None
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    # The suffix keeps a run that restarts within a second from overwriting a file.
+    return SummaryWriter(
+        str(workdir / "tensorboard"), purge_step=step + 1, filename_suffix=f".{step}"
+    )
 
 
 def wandb_starter(project: str) -> Callable[[Path, Mapping[str, object]], Any]:

@@ -1,5 +1,5 @@
 """Judges encoders by their frozen representations."""
 
-from vicreg_jax.evaluate.few_labels import few_labels, save, show
+from vicreg_jax.evaluate.probes import few_labels, gains, save, show
 
-__all__ = ["few_labels", "save", "show"]
+__all__ = ["few_labels", "gains", "save", "show"]
