@@ -12,7 +12,7 @@ def get_config():
     c = ml_collections.ConfigDict()
     c.task = "pretrain"
     c.seed = 0
-    c.epochs = 60
+    c.epochs = 120
 
     c.data = dict(name="digits", path="", validation=False)
     c.data.batch_size = 128
@@ -20,18 +20,18 @@ def get_config():
     c.data.mean = (0.0,)
     c.data.std = (1.0,)
 
-    c.augment = dict(crop_scale=(0.5, 1.0), crop_ratio=(3 / 4, 4 / 3))
-    c.augment.update(flip=0.0, rotation=15.0, shear=0.3)
-    c.augment.update(jitter=1.0, brightness=0.4, contrast=0.4)
+    c.augment = dict(crop_scale=(0.5, 1.0), crop_ratio=(1 / 2, 2.0))
+    c.augment.update(flip=0.0, rotation=15.0, shear=0.4)
+    c.augment.update(jitter=1.0, brightness=0.5, contrast=0.5)
 
     c.model = dict(encoder="digits", width=1, stem="imagenet")
     c.model.update(expander=(128, 128, 128), dtype="float32")
 
     c.loss = dict(invariance=25.0, variance=25.0, covariance=1.0)
 
-    c.optimizer = dict(name="adamw", base_lr=1e-2, weight_decay=1e-4)
+    c.optimizer = dict(name="adamw", base_lr=2e-2, weight_decay=1e-4)
     c.optimizer.update(momentum=0.9, trust_coefficient=1e-3, clip=False)
-    c.optimizer.update(warmup_epochs=6.0, end_scale=1e-3)
+    c.optimizer.update(warmup_epochs=12.0, end_scale=1e-3)
 
     c.every = dict(log_steps=10, checkpoint_epochs=10)
     c.evaluate = dict(labels_per_class=(1, 5, 10), draws=100)

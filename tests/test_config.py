@@ -140,6 +140,7 @@ BAD = [
     ("augment.crop_ratio", [1.0], "is a pair (least, most); got (1.0,)"),
     ("augment.crop_ratio", [-1.0, 1.0], "must be two positive numbers"),
     ("data.mean", [0.5], "have one number per channel, 1 or 3; got 1 and 3"),
+    ("data", dict(mean=[0, 0], std=[1, 1]), "channel, 1 or 3; got 2 and 2"),
     # what does not go together
     ("model.expander", [], "config.model.expander needs one width or more; got ()"),
     ("optimizer.warmup_epochs", 100, "(100) must be less than config.epochs (100)"),

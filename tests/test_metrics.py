@@ -35,6 +35,11 @@ def test_rank_of_parallel_rows_is_one():
     assert metrics.rankme(z) == pytest.approx(1, abs=1e-4)
 
 
+def test_rank_of_embeddings_that_are_all_zero_is_finite():
+    # Eight eps of 1e-7 and nothing else: exp(8 * 1.6e-6).
+    assert metrics.rankme(jnp.zeros((32, 8))) == pytest.approx(1, abs=1e-4)
+
+
 def test_rank_is_that_of_numpy():
     z = batch()
     got = metrics.rankme(jnp.asarray(z, jnp.float32))

@@ -41,10 +41,10 @@ def test_crop_and_resize_is_that_of_pillow(golden, crop):
     got = 255 * pixels.crop_resize(picture(golden), boxes(1, *box), size=size)[0]
     if crop == 4:
         got = got[80:144]  # the rows of the largest that the file keeps
-    # Found: mean 0.33, largest 8.6. Pillow rounds to 8 bits and clips what bicubic
-    # overshoots between its two passes; imitating both leaves a difference of 1.
+    # Found: mean 0.31, largest 1.07. Pillow rounds to 8 bits after each of its two
+    # passes, half a level each, and the second pass may amplify the first's.
     differences = np.abs(np.asarray(got) - golden[f"crop{crop}/bicubic"])
-    assert differences.mean() < HALF_A_LEVEL and differences.max() < 10
+    assert differences.mean() < HALF_A_LEVEL and differences.max() < 1.5
 
 
 @pytest.mark.parametrize("operation", ["brightness", "contrast"])

@@ -7,6 +7,7 @@ all fields, so that each can be overridden on the command line.
 import dataclasses
 import difflib
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -214,11 +215,13 @@ def _check(config):
 
     for name, choices in CHOICES.items():
         each([name], lambda x, c=choices: x in c, f"one of {', '.join(choices)}")
-    each(POSITIVE, lambda x: 0 < x < float("inf"), "positive")
-    each(NOT_NEGATIVE, lambda x: 0 <= x < float("inf"), "zero or more")
+    each(POSITIVE, lambda x: 0 < x < math.inf, "positive")
+    each(NOT_NEGATIVE, lambda x: 0 <= x < math.inf, "zero or more")
     each(PROBABILITIES, lambda x: 0 <= x <= 1, "between 0 and 1")
     each(["augment.crop_scale"], lambda x: 0 < x <= 1, "two numbers in (0, 1]")
-    each(["augment.crop_ratio"], lambda x: x > 0, "two positive numbers")
+    each(["augment.crop_ratio"], lambda x: 0 < x < math.inf, "two positive numbers")
+    each(["data.mean"], math.isfinite, "finite")
+    each(["seed"], lambda x: x < 2**32, "below 2**32")  # jax.random.key folds others
     for name in ("augment.crop_scale", "augment.crop_ratio"):
         if len(values[name]) != 2 or values[name][0] > values[name][1]:
             raise ValueError(

@@ -54,8 +54,9 @@ def crop_resize(images: jax.Array, box: jax.Array, *, size: int) -> jax.Array:
     top, left, height, width = box.T
     rows = _resize_weights(top, height, images.shape[1], size)
     columns = _resize_weights(left, width, images.shape[2], size)
-    images = jnp.einsum("nyh,nhwc->nywc", rows, images, precision=HIGHEST)
-    images = jnp.einsum("nxw,nywc->nyxc", columns, images, precision=HIGHEST)
+    images = jnp.einsum("nxw,nhwc->nhxc", columns, images, precision=HIGHEST)
+    images = jnp.clip(images, 0, 1)  # as Pillow does, between the two directions
+    images = jnp.einsum("nyh,nhxc->nyxc", rows, images, precision=HIGHEST)
     return jnp.clip(images, 0, 1)
 
 

@@ -5,7 +5,9 @@ A source of training images is anything with a length that an integer array inde
 """
 
 import os
+import zlib
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -66,9 +68,9 @@ def arrays(path: str) -> Splits:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"data.path: there is no file {path!r}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.lib.npyio.NpzFile(raw) as file:
             held = {name: file[name] for name in file.files}
-    except (ValueError, OSError, AttributeError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable .npz file: {error}") from error
     if "images" not in held:
         raise ValueError(

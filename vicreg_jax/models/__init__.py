@@ -41,6 +41,8 @@ def create(
         raise ValueError(f"no encoder {name!r}; there are {', '.join(ENCODERS)}")
     if width < 1:
         raise ValueError(f"the width is a factor of at least 1; got {width}")
+    if stem not in ("imagenet", "cifar"):
+        raise ValueError(f"the stem is 'imagenet' or 'cifar'; got {stem!r}")
     if name == "digits":
         return DigitsEncoder(width=width, dtype=dtype)
     return ResNet(LAYERS[name], width=width, stem=stem, dtype=dtype)

@@ -40,11 +40,13 @@ class BatchNorm(nn.Module):
             # One pass over x: the two sums share one all-reduce on a mesh.
             var = jnp.maximum(jnp.mean(x**2, axes) - mean**2, 0)
             if not self.is_initializing():
-                m, unbiased = self.momentum, var * (n / max(n - 1, 1))
-                running_mean.value = m * running_mean.value + (1 - m) * mean
-                running_var.value = m * running_var.value + (1 - m) * unbiased
+                unbiased = var * (n / max(n - 1, 1))
+                for old, new in ((running_mean, mean), (running_var, unbiased)):
+                    new = new.astype(old.value.dtype)
+                    old.value = self.momentum * old.value + (1 - self.momentum) * new
         else:
             mean, var = running_mean.value, running_var.value
+        scale, bias, mean, var = (v.astype(x.dtype) for v in (scale, bias, mean, var))
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         broadcast = (1,) * (x.ndim - 1) + shape
         y = x * factor.reshape(broadcast)

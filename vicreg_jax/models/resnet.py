@@ -85,7 +85,7 @@ class ResNet(nn.Module):
 
     layers: tuple[tuple[int, ...], bool] = LAYERS["resnet50"]
     width: int = 1
-    stem: str = "imagenet"
+    stem: str = "imagenet"  # or "cifar"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -94,12 +94,8 @@ class ResNet(nn.Module):
         features = 64 * self.width
         conv = partial(convolution, dtype=self.dtype)
         x = x.astype(self.dtype)
-        if self.stem == "imagenet":
-            x = conv(features, 7, 2, name="conv1")(x)
-        elif self.stem == "cifar":
-            x = conv(features, 3, 1, name="conv1")(x)
-        else:
-            raise ValueError(f"the stem is 'imagenet' or 'cifar'; got {self.stem!r}")
+        kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = conv(features, kernel, stride, name="conv1")(x)
         x = nn.relu(BatchNorm(name="bn1")(x, train=train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
