@@ -1,0 +1,125 @@
+"""Published weights in and out; the authors' training steps with their weights."""
+
+import zlib
+from math import prod
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vicreg_jax import convert, models, optim, sharding, train
+from vicreg_jax.state import TrainState
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def by_rule(name, shape):
+    """A PyTorch tensor drawn from its own name, see golden/README.md."""
+    v = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
+    if name.endswith("num_batches_tracked"):
+        return np.zeros([], np.int64)
+    if name.endswith("running_var"):
+        return np.exp(0.1 * v)
+    if name.endswith(("running_mean", "bias")):
+        return 0.1 * v
+    return 1 + 0.1 * v if len(shape) == 1 else v * np.sqrt(2 / prod(shape[1:]))
+
+
+def joint(name="resnet18", widths=(32, 32, 16), dtype=jnp.float32, **options):
+    encoder = models.create(name, dtype=dtype, **options)
+    return models.JointEmbedding(encoder, models.Expander(widths, dtype=dtype))
+
+
+def variables_of(module, size=32):
+    sample = jnp.zeros((2, size, size, 3))
+    return jax.jit(lambda: module.init(jax.random.key(0), sample, train=False))()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_round_trip_changes_no_bit(name, whole):
+    module = joint(name) if whole else models.create(name)
+    variables = jax.tree.map(np.asarray, variables_of(module))
+    back = convert.from_torch(convert.to_torch(variables))
+    chex.assert_trees_all_equal(back, variables)
+    chex.assert_trees_all_equal_dtypes(back, variables)
+
+
+def test_names_and_shapes_are_those_of_pytorch():
+    state_dict = convert.to_torch(variables_of(joint("resnet50")))
+    shapes = {name: value.shape for name, value in state_dict.items()}
+    assert shapes["backbone.conv1.weight"] == (64, 3, 7, 7)
+    assert shapes["backbone.layer2.0.downsample.0.weight"] == (512, 256, 1, 1)
+    assert shapes["backbone.layer2.0.downsample.1.running_var"] == (512,)
+    assert shapes["backbone.layer4.2.bn3.num_batches_tracked"] == ()
+    assert shapes["projector.0.weight"] == (32, 2048)
+    assert shapes["projector.4.running_mean"] == (32,)
+    assert shapes["projector.6.weight"] == (16, 32)
+    assert "projector.6.bias" not in shapes
+    assert len(shapes) == 318 + 15  # torchvision's without fc; the projector's
+
+
+def test_the_prefix_of_distributed_training_is_taken_off():
+    state_dict = convert.to_torch(variables_of(joint()))
+    prefixed = {f"module.{name}": value for name, value in state_dict.items()}
+    chex.assert_trees_all_equal(
+        convert.from_torch(prefixed), convert.from_torch(state_dict)
+    )
+
+
+def test_other_names_are_refused():
+    with pytest.raises(ValueError, match="'fc.weight' is not of a ResNet.*classifier"):
+        convert.from_torch({"fc.weight": np.zeros((10, 512))})
+
+
+@pytest.mark.slow
+def test_twelve_steps_of_the_authors_code_are_reproduced(float64):
+    golden = np.load(GOLDEN / "trajectory_a.npz")
+    second = np.load(GOLDEN / "trajectory_b.npz")["views"]
+    model = joint("resnet34", (128, 128, 64), dtype=jnp.float64)
+    shapes = convert.to_torch(
+        jax.tree.map(lambda s: np.broadcast_to(0.0, s.shape), _shapes(model))
+    )
+    assert set(shapes) == set(golden["names"])
+    state_dict = {name: by_rule(name, x.shape) for name, x in shapes.items()}
+    variables = jax.tree.map(jnp.asarray, convert.from_torch(state_dict))
+    schedule = optim.warmup_cosine(
+        base_lr=float(golden["base_lr"]),
+        batch_size=int(golden["batch_size"]),
+        epochs=int(golden["epochs"]),
+        steps_per_epoch=int(golden["steps_per_epoch"]),
+    )
+    tx = optim.lars(schedule, weight_decay=float(golden["weight_decay"]))
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    weights = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
+    step = train.make_train_step(model, tx, weights=weights, mesh=mesh)
+    state = TrainState(
+        step=jnp.zeros([], jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=tx.init(variables["params"]),
+    )
+    state = jax.device_put(state, sharding.whole(mesh))
+    found = []
+    for t in range(12):
+        pair = (golden["views"][t % 3], second[t % 3])
+        batch = tuple(jnp.asarray(x.transpose(0, 2, 3, 1), jnp.float64) for x in pair)
+        state, metrics, _ = step(state, batch)
+        found.append(float(metrics["loss"]))
+    np.testing.assert_allclose(found, golden["losses"], rtol=1e-6)
+    last = convert.to_torch({"params": state.params, "batch_stats": state.batch_stats})
+    norms = [np.linalg.norm(last[name]) for name in golden["names"]]
+    counters = [name.endswith("num_batches_tracked") for name in golden["names"]]
+    # Each step multiplies a difference by 30 to 1000; 1e-6 after twelve is tight.
+    np.testing.assert_allclose(
+        np.where(counters, golden["norms"], norms), golden["norms"], rtol=1e-6
+    )
+
+
+def _shapes(model):
+    sample = jax.ShapeDtypeStruct((2, 48, 48, 3), jnp.float64)
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda x: model.init(key, x, train=False), sample)
