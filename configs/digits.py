@@ -22,7 +22,8 @@ def get_config():
 
     c.augment = dict(crop_scale=(0.5, 1.0), crop_ratio=(1 / 2, 2.0))
     c.augment.update(flip=0.0, rotation=15.0, shear=0.4)
-    c.augment.update(jitter=1.0, brightness=0.5, contrast=0.5)
+    c.augment.update(jitter=1.0, brightness=0.5, contrast=0.5, saturation=0.0, hue=0.0)
+    c.augment.update(grey=0.0, blur=(0.0, 0.0), sigma=(0.1, 2.0), solarize=(0.0, 0.0))
 
     c.model = dict(encoder="digits", width=1, stem="imagenet")
     c.model.update(expander=(128, 128, 128), dtype="float32")

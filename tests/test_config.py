@@ -134,7 +134,15 @@ BAD = [
     ("loss.covariance", float("nan"), "must be zero or more; got nan"),
     ("augment.jitter", 1.1, "config.augment.jitter must be between 0 and 1; got 1.1"),
     ("augment.flip", -0.1, "config.augment.flip must be between 0 and 1; got -0.1"),
+    (
+        "augment.solarize",
+        [0.0, 1.1],
+        "solarize must be between 0 and 1; got [0.0, 1.1]",
+    ),
+    ("augment.hue", 0.6, "config.augment.hue must be between 0 and 0.5; got 0.6"),
+    ("augment.sigma", [0.1, 3.0], "must be two numbers in (0, 2.4]; got [0.1, 3.0]"),
     # pairs and channels
+    ("augment.blur", [0.5], "is a pair (first view, second view); got (0.5,)"),
     ("augment.crop_scale", [0.0, 1.0], "must be two numbers in (0, 1]; got [0.0, 1.0]"),
     ("augment.crop_scale", [0.9, 0.1], "is a pair (least, most); got (0.9, 0.1)"),
     ("augment.crop_ratio", [1.0], "is a pair (least, most); got (1.0,)"),

@@ -1,5 +1,6 @@
 """Augmentation parameters against torchvision's rules and its measured quantiles."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,7 @@ from vicreg_jax.config import Augment
 from vicreg_jax.data import plan, views
 
 GOLDEN = Path(__file__).parent / "golden"
-DEFAULTS = {name: getattr(Augment(), name) for name in views.Policy._fields}
+DEFAULTS = dataclasses.asdict(Augment()) | dict(blur=0.5, solarize=0.2)
 PUBLISHED = views.Policy(**DEFAULTS)._replace(
     crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3)
 )
@@ -100,25 +101,30 @@ def test_crops_meet_the_quantiles_of_torchvision():
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-def test_flip_and_jitter_come_as_often_as_configured(probability):
+def test_each_operation_comes_as_often_as_configured(probability):
     n = 20_000
-    found = draw(PUBLISHED._replace(flip=probability, jitter=probability), batch=n)
+    names = ("flip", "jitter", "grey", "blur", "solarize")
+    found = draw(PUBLISHED._replace(**dict.fromkeys(names, probability)), batch=n)
     five_sigma = 5 * math.sqrt(probability * (1 - probability) / n)
-    jittered = found.brightness != 1
-    assert abs(found.flip.mean() - probability) <= five_sigma
     # A factor drawn is exactly 1 once in 2**24 times.
-    assert abs(jittered.mean() - probability) <= five_sigma
-    np.testing.assert_array_equal(jittered, found.contrast != 1)
+    jittered, blurred = found.brightness != 1, found.sigma > 0
+    for came in (found.flip, jittered, found.grey, blurred, found.solarize):
+        assert abs(came.mean() - probability) <= five_sigma
+    for other in (found.contrast != 1, found.saturation != 1, found.hue != 0):
+        np.testing.assert_array_equal(jittered, other)
 
 
 def test_factors_and_angles_fill_their_ranges():
     policy = PUBLISHED._replace(
-        jitter=1.0, brightness=0.4, contrast=0.2, rotation=15.0, shear=0.3
-    )
+        jitter=1.0, brightness=0.4, contrast=0.2, saturation=0.3, hue=0.1, blur=1.0
+    )._replace(rotation=15.0, shear=0.3)
     found = draw(policy, batch=20_000)
     ranges = {
         "brightness": (0.6, 1.4),
         "contrast": (0.8, 1.2),
+        "saturation": (0.7, 1.3),
+        "hue": (-0.1, 0.1),
+        "sigma": (0.1, 2.0),
         "rotation": (-math.radians(15), math.radians(15)),
         "shear": (-0.3, 0.3),
     }

@@ -27,7 +27,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Augment:
-    """Probabilities and limits; the same for both views."""
+    """Probabilities and limits. The defaults are those of the authors' code."""
 
     crop_scale: tuple[float, ...] = (0.08, 1.0)  # share of the image's area
     crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)  # width over height
@@ -37,6 +37,12 @@ class Augment:
     jitter: float = 0.8  # probability
     brightness: float = 0.4  # factor in [1 - x, 1 + x]
     contrast: float = 0.4  # likewise
+    saturation: float = 0.2  # likewise
+    hue: float = 0.1  # share of the colour circle, at most, either way
+    grey: float = 0.2  # probability
+    blur: tuple[float, ...] = (1.0, 0.1)  # probability in the first and second view
+    sigma: tuple[float, ...] = (0.1, 2.0)  # of the blur, in pixels of the view
+    solarize: tuple[float, ...] = (0.0, 0.2)  # probability in either view
 
 
 @dataclass(frozen=True)
@@ -113,9 +119,13 @@ POSITIVE = (
     *("model.expander", "optimizer.base_lr", "optimizer.trust_coefficient"),
     *("every.log_steps", "every.checkpoint_epochs", "evaluate.labels_per_class"),
 )
-PROBABILITIES = ("augment.flip", "augment.jitter", "augment.shear")
+PROBABILITIES = (
+    *("augment.flip", "augment.jitter", "augment.grey", "augment.blur"),
+    *("augment.solarize", "augment.shear", "augment.brightness", "augment.contrast"),
+    "augment.saturation",
+)
 NOT_NEGATIVE = (
-    *("seed", "augment.rotation", "augment.brightness", "augment.contrast"),
+    *("seed", "augment.rotation"),
     *("loss.invariance", "loss.variance", "loss.covariance"),
     *("optimizer.weight_decay", "optimizer.momentum", "optimizer.warmup_epochs"),
     *("optimizer.end_scale", "evaluate.draws"),
@@ -222,7 +232,15 @@ def _check(config):
     each(["augment.crop_ratio"], lambda x: 0 < x < math.inf, "two positive numbers")
     each(["data.mean"], math.isfinite, "finite")
     each(["seed"], lambda x: x < 2**32, "below 2**32")  # jax.random.key folds others
-    for name in ("augment.crop_scale", "augment.crop_ratio"):
+    each(["augment.sigma"], lambda x: 0 < x <= 2.4, "two numbers in (0, 2.4]")
+    each(["augment.hue"], lambda x: 0 <= x <= 0.5, "between 0 and 0.5")
+    for name in ("augment.blur", "augment.solarize"):
+        if len(values[name]) != 2:
+            raise ValueError(
+                f"config.{name} is a pair (first view, second view); got"
+                f" {tuple(values[name])}"
+            )
+    for name in ("augment.crop_scale", "augment.crop_ratio", "augment.sigma"):
         if len(values[name]) != 2 or values[name][0] > values[name][1]:
             raise ValueError(
                 f"config.{name} is a pair (least, most); got {tuple(values[name])}"

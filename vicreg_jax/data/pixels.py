@@ -7,28 +7,38 @@ arrays [n]. Every operation clips its result to [0, 1], as 8-bit images do.
 import jax
 import jax.numpy as jnp
 
-from vicreg_jax.data.views import Parameters
+from vicreg_jax.data.views import Parameters, Policy
 
 HIGHEST = jax.lax.Precision.HIGHEST
+ROUNDING = 1e-3  # lets a float32 that should be whole count as whole
 
 
 def render(
-    images: jax.Array, view: Parameters, *, size: int, affine: bool
+    images: jax.Array, view: Parameters, *, size: int, policy: Policy
 ) -> jax.Array:
     """Returns one view of each image: float32 [n, size, size, c] in [0, 1].
 
     Args:
       images: uint8 [n, h, w, c].
-      view: the parameters of this view, arrays [n].
-      affine: resample with rotation and shear; else they are ignored.
+      view: the parameters of this view, arrays [n], drawn by the policy.
+      policy: what it never does is not compiled.
     """
     images = as_float(images)
-    if affine:
+    if policy.rotation or policy.shear:
         images = warp(images, view.box, view.rotation, view.shear, size=size)
     else:
         images = crop_resize(images, view.box, size=size)
-    images = flip(images, view.flip)
-    return jitter(images, view.brightness, view.contrast, view.order)
+    if policy.flip:
+        images = flip(images, view.flip)
+    if policy.jitter:
+        images = jitter(images, view)
+    if policy.grey:
+        images = grey(images, view.grey)
+    if policy.blur:
+        images = blur(images, view.sigma)
+    if policy.solarize:
+        images = solarize(images, view.solarize)
+    return images
 
 
 def as_float(images: jax.Array) -> jax.Array:
@@ -100,14 +110,88 @@ def flip(images: jax.Array, flags: jax.Array) -> jax.Array:
 
 def brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
     """Returns the images times factor [n]."""
-    return jnp.clip(images * _each(factor), 0, 1)
+    return _blend(images, 0.0, factor)
 
 
 def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
     """Returns the images blended with their mean grey: factor 0 leaves only that."""
-    mean = jnp.mean(luma(images), axis=(1, 2, 3), keepdims=True)
-    factor = _each(factor)
-    return jnp.clip(factor * images + (1 - factor) * mean, 0, 1)
+    return _blend(images, _mean_luma(images), factor)
+
+
+def saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
+    """Returns the images blended with their grey version: factor 0 leaves only that."""
+    return _blend(images, luma(images), factor)
+
+
+def hue(images: jax.Array, shift: jax.Array) -> jax.Array:
+    """Returns the images with hues turned by shift [n], 1 being the whole circle.
+
+    In HSV, so value and saturation stay (rotating chrominance would be another
+    operation), and with hue and saturation cut to 8 bits as Pillow does, which moves
+    pixels by more than a level. Grey images stay as they are.
+    """
+    if images.shape[-1] == 1:
+        return images
+    r, g, b = (images[..., i] for i in range(3))
+    most = jnp.max(images, axis=-1)
+    chroma = most - jnp.min(images, axis=-1)
+    colourless, black = chroma <= 0, most <= 0
+    safe = jnp.where(colourless, 1, chroma)
+    sextant = jnp.where(
+        most == r,
+        (g - b) / safe,
+        jnp.where(most == g, (b - r) / safe + 2, (r - g) / safe + 4),
+    )
+    circle = jnp.floor(jnp.mod(sextant / 6, 1) * 255 + ROUNDING)
+    circle = jnp.mod(circle + jnp.trunc(shift * 255)[:, None, None], 256)
+    saturation = jnp.floor(chroma / jnp.where(black, 1, most) * 255 + ROUNDING)
+    chroma, sextant = most * saturation / 255, circle * (6 / 255)
+
+    def channel(offset):
+        k = jnp.mod(sextant + offset, 6)
+        return most - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
+
+    turned = jnp.stack([channel(5), channel(3), channel(1)], axis=-1)
+    return jnp.where(colourless[..., None], images, turned)
+
+
+def grey(images: jax.Array, flags: jax.Array) -> jax.Array:
+    """Returns the images, without colour where flags [n] are true."""
+    return jnp.where(_each(flags), luma(images), images)
+
+
+def blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
+    """Returns the images blurred as by Pillow's GaussianBlur with radius sigma [n].
+
+    That is three passes of a box with fractional edges, borders repeated: a true
+    Gaussian differs at small sigma. For sigma up to 2.4 pixels; 0 is no blur.
+
+    Source: Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended
+    box filtering", SSVM 2011, eq. 7 to 14.
+    """
+    variance = sigma**2 / 3  # of one pass
+    radius = jnp.floor((jnp.sqrt(12 * variance + 1) - 1) / 2)
+    edge = (2 * radius + 1) * (radius * (radius + 1) - 3 * variance)
+    edge = edge / (6 * (variance - (radius + 1) ** 2))
+    near, far = jnp.where(radius > 0, 1, edge), jnp.where(radius > 0, edge, 0)
+    total = 1 + 2 * near + 2 * far
+    weights = [_each(w / total) for w in (far, near, jnp.ones_like(near), near, far)]
+    blurred = images
+    for axis in (2, 2, 2, 1, 1, 1):
+        size = images.shape[axis]
+        padding = [(2, 2) if i == axis else (0, 0) for i in range(4)]
+        padded = jnp.pad(blurred, padding, mode="edge")
+        shifted = [
+            jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(5)
+        ]
+        blurred = sum(w * x for w, x in zip(weights, shifted, strict=True))
+    return jnp.where(_each(sigma > 0), blurred, images)
+
+
+def solarize(images: jax.Array, flags: jax.Array) -> jax.Array:
+    """Returns the images, values from 128/255 on inverted where flags [n] are true."""
+    inverted = jnp.where(images >= 128 / 255, 1 - images, images)
+    return jnp.where(_each(flags), inverted, images)
 
 
 def luma(images: jax.Array) -> jax.Array:
@@ -118,17 +202,40 @@ def luma(images: jax.Array) -> jax.Array:
     return jnp.einsum("nhwc,c->nhw", images, weights, precision=HIGHEST)[..., None]
 
 
-def jitter(
-    images: jax.Array,
-    brightness_factor: jax.Array,
-    contrast_factor: jax.Array,
-    order: jax.Array,
-) -> jax.Array:
-    """Returns the images after brightness and contrast, in the drawn order [n, 4]."""
-    bright_first = jnp.argmin(order, axis=1) < jnp.argmin(jnp.abs(order - 1), axis=1)
-    a = contrast(brightness(images, brightness_factor), contrast_factor)
-    b = brightness(contrast(images, contrast_factor), brightness_factor)
-    return jnp.where(_each(bright_first), a, b)
+def jitter(images: jax.Array, view: Parameters) -> jax.Array:
+    """Returns the images after the four colour operations, in each one's drawn order.
+
+    The first three are blends and take turns in three slots before hue and three after
+    it, so that hue, the dearest, is computed once.
+    """
+    rank = jnp.argsort(view.order, axis=1)  # the place of each operation
+    blends = jnp.argsort(rank[:, :3], axis=1)  # of the three, in order
+    factors = jnp.stack([view.brightness, view.contrast, view.saturation], axis=1)
+    place = rank[:, 3]
+
+    def blend(x, slot, active):
+        kind = blends[:, slot]
+        factor = jnp.take_along_axis(factors, kind[:, None], axis=1)[:, 0]
+        other = jnp.where(_each(kind == 2), luma(x), _mean_luma(x))
+        other = jnp.where(_each(kind == 0), 0, other)
+        return _blend(x, other, jnp.where(active, factor, 1))
+
+    for slot in range(3):
+        images = blend(images, slot, slot < place)
+    turned = hue(images, view.hue)  # cuts to 8 bits even where it turns by nothing
+    images = jnp.where(_each(view.hue == 0), images, turned)
+    for slot in range(3):
+        images = blend(images, slot, slot >= place)
+    return images
+
+
+def _blend(images, other, factor):
+    factor = _each(factor)
+    return jnp.clip(factor * images + (1 - factor) * other, 0, 1)
+
+
+def _mean_luma(images):
+    return jnp.mean(luma(images), axis=(1, 2, 3), keepdims=True)
 
 
 def _each(x):

@@ -28,6 +28,12 @@ class Policy(NamedTuple):
     jitter: float  # probability
     brightness: float  # factor in [1 - x, 1 + x]
     contrast: float  # likewise
+    saturation: float  # likewise
+    hue: float  # share of the colour circle, at most, either way
+    grey: float  # probability
+    blur: float  # probability
+    sigma: tuple[float, float]  # standard deviation of the blur, in pixels of the view
+    solarize: float  # probability
 
 
 class Parameters(NamedTuple):
@@ -39,7 +45,12 @@ class Parameters(NamedTuple):
     shear: np.ndarray  # float32
     brightness: np.ndarray  # float32, factor
     contrast: np.ndarray  # float32, factor
-    order: np.ndarray  # int32 [b, v, 4], of brightness, contrast, saturation, hue
+    saturation: np.ndarray  # float32, factor
+    hue: np.ndarray  # float32, share of the colour circle
+    order: np.ndarray  # int32 [b, v, 4]: 0 brightness, 1 contrast, 2 saturation, 3 hue
+    grey: np.ndarray  # bool
+    sigma: np.ndarray  # float32, pixels of the view; 0 is no blur
+    solarize: np.ndarray  # bool
 
 
 def parameters(
@@ -71,16 +82,28 @@ def parameters(
 
 def _parameters(u, sizes, policy):
     jitter = u["jitter"] < policy.jitter
-    either = lambda name, limit: np.float32(limit) * (2 * u[name] - 1)  # noqa: E731
-    factor = lambda name, limit: np.where(jitter, 1 + either(name, limit), 1)  # noqa: E731
+
+    def either(name, limit):
+        return np.float32(limit) * (2 * u[name] - 1)
+
+    def factor(name, limit):
+        return np.where(jitter, 1 + either(name, limit), 1).astype(np.float32)
+
+    least, most = np.float32(policy.sigma)
+    sigma = least + (most - least) * u["sigma"]
     return Parameters(
         box=crop_boxes(u, sizes, policy.crop_scale, policy.crop_ratio),
         flip=u["flip"] < policy.flip,
         rotation=either("rotation", np.deg2rad(policy.rotation)),
         shear=either("shear", policy.shear),
-        brightness=factor("brightness", policy.brightness).astype(np.float32),
-        contrast=factor("contrast", policy.contrast).astype(np.float32),
+        brightness=factor("brightness", policy.brightness),
+        contrast=factor("contrast", policy.contrast),
+        saturation=factor("saturation", policy.saturation),
+        hue=np.where(jitter, either("hue", policy.hue), 0).astype(np.float32),
         order=ORDERS[(u["order"] * len(ORDERS)).astype(np.int32)],
+        grey=u["grey"] < policy.grey,
+        sigma=np.where(u["blur"] < policy.blur, sigma, 0).astype(np.float32),
+        solarize=u["solarize"] < policy.solarize,
     )
 
 

@@ -165,18 +165,24 @@ def encoder_variables(state: TrainState) -> dict[str, Any]:
     }
 
 
+def policies(config: Config) -> list[views.Policy]:
+    """Returns the augmentations of the first and the second view."""
+    shared = asdict(config.augment)
+    pairs = {name: shared.pop(name) for name in ("blur", "solarize")}
+    return [
+        views.Policy(**shared, **{name: pair[i] for name, pair in pairs.items()})
+        for i in range(2)
+    ]
+
+
 def batch(
     planner: plan.Planner, images: Any, config: Config, step: int
 ) -> tuple[np.ndarray, views.Parameters]:
     """Returns the host's part of a step: uint8 images, augmentation parameters."""
     indices, uniforms = planner(step)
     chosen = images[indices]
-    augment = config.augment
-    policy = views.Policy(
-        **{name: getattr(augment, name) for name in views.Policy._fields}
-    )
-    parameters = views.parameters(uniforms, chosen.shape[1:3], [policy, policy])
-    return chosen, parameters
+    sizes = np.array(chosen.shape[1:3])
+    return chosen, views.parameters(uniforms, sizes, policies(config))
 
 
 def render(
@@ -184,13 +190,10 @@ def render(
 ) -> tuple[jax.Array, ...]:
     """Returns the device's part: two normalized views of each image of a batch."""
     images, parameters = batch
-    data, augment = config.data, config.augment
-    affine = bool(augment.rotation or augment.shear)
-    return tuple(
-        pixels.normalize(
-            pixels.render(images, view, size=data.image_size, affine=affine),
-            mean=data.mean,
-            std=data.std,
-        )
-        for view in (jax.tree.map(lambda x, i=i: x[:, i], parameters) for i in range(2))
-    )
+    data = config.data
+    result = []
+    for i, policy in enumerate(policies(config)):
+        view = jax.tree.map(lambda x, i=i: x[:, i], parameters)
+        pictures = pixels.render(images, view, size=data.image_size, policy=policy)
+        result.append(pixels.normalize(pictures, mean=data.mean, std=data.std))
+    return tuple(result)
