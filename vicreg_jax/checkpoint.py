@@ -1,13 +1,20 @@
 """Checkpoints of a run: Orbax, with a checksum per array; nothing else imports it."""
 
+import json
 import os
 import zlib
+from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+
+from vicreg_jax import config as configs
+from vicreg_jax import models
 
 
 class Checkpoints:
@@ -15,12 +22,15 @@ class Checkpoints:
 
     Args:
       folder: absolute path, created where needed; gs:// works, too.
-      keep: how many of the newest to keep.
+      read_only: another process may be writing; touch nothing.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 2):
+    def __init__(self, folder: str | os.PathLike, *, read_only: bool = False):
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True
+            max_to_keep=None if read_only else 2,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(
             folder, options=options, item_names=("state", "meta")
@@ -51,11 +61,26 @@ class Checkpoints:
           ValueError: there are checkpoints, but none can be used.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        return self._newest(ocp.args.StandardRestore(abstract))
+
+    def restore_part(self, like: Any) -> tuple[int, Any] | None:
+        """Returns the newest undamaged (step, part of the state) in host memory.
+
+        Args:
+          like: nested dict of ShapeDtypeStructs, a part of the state's.
+
+        Raises:
+          ValueError: as `restore`.
+        """
+        host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+        args = ocp.args.PyTreeRestore(like, restore_args=host, partial_restore=True)
+        return self._newest(args)
+
+    def _newest(self, args):
         reasons = []
-        for step in steps:
+        for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, self._restore(step, abstract)
+                return step, self._checked(step, args)
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 reason = f"step {step}: {' '.join(str(error).split())[:200]}"
                 reasons.append(reason)
@@ -70,11 +95,9 @@ class Checkpoints:
             )
         return None
 
-    def _restore(self, step, abstract):
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-        )
-        restored = self._manager.restore(step, args=args)
+    def _checked(self, step, args):
+        both = ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=both)
         wanted, found = restored["meta"]["crc32"], _checksums(restored["state"])
         damaged = [name for name in found if found[name] != wanted.get(name)]
         if damaged:
@@ -87,10 +110,54 @@ class Checkpoints:
         self._manager.close()
 
 
+def load_encoder(
+    path: str | os.PathLike, *, encoder: nn.Module | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns (module, variables) of the encoder that a run has trained so far.
+
+    `module.apply(variables, images [n, h, w, c], train=False)` -> [n, f], for images
+    normalized by the mean and std of the run's config.
+
+    Args:
+      path: the workdir of a run.
+      encoder: the module, if the run was given its own.
+
+    Raises:
+      FileNotFoundError: there is no run, or it has not saved anything yet.
+      ValueError: no checkpoint is usable or fits the module.
+    """
+    path = Path(path).absolute()
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path} is no run: there is no config.json")
+    config = configs.parse(json.loads((path / "config.json").read_text()))
+    if encoder is None:
+        encoder = models.create(
+            config.model.encoder,
+            width=config.model.width,
+            stem=config.model.stem,
+            dtype=jnp.dtype(config.model.dtype),
+        )
+    size, channels = config.data.image_size, len(config.data.mean)
+    images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    shapes = jax.eval_shape(
+        lambda x: encoder.init(jax.random.key(0), x, train=False), images
+    )
+    like = {name: {"encoder": tree} for name, tree in shapes.items()}
+    if not (path / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{path} has no checkpoint yet")
+    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    found = checkpoints.restore_part(like)
+    checkpoints.close()
+    if found is None:
+        raise FileNotFoundError(f"{path} has no checkpoint yet")
+    return encoder, {name: tree["encoder"] for name, tree in found[1].items()}
+
+
 def _checksums(state):
+    """Returns names such as params/encoder/conv1/kernel and their checksums."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
-        jax.tree_util.keystr(path): zlib.crc32(
+        jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
             np.asarray(leaf).reshape(-1).view(np.uint8)
         )
         for path, leaf in leaves
