@@ -16,8 +16,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Data:
-    name: str = "fake"  # digits, arrays or fake
-    path: str = ""  # of the .npz file, for arrays
+    name: str = "fake"  # folder, arrays, digits or fake
+    path: str = ""  # of the folder of images, or of the .npz file of arrays
     validation: bool = False  # digits: hold out 360 training images, hide the test
     batch_size: int = 2048  # over all devices
     image_size: int = 224  # height and width of a view, in pixels
@@ -109,7 +109,7 @@ CHANGEABLE = ("epochs", "every.", "evaluate.", "wandb")
 
 CHOICES = {
     "task": ("pretrain",),
-    "data.name": ("digits", "arrays", "fake"),
+    "data.name": ("folder", "arrays", "digits", "fake"),
     "model.stem": ("imagenet", "cifar"),
     "model.dtype": ("float32", "bfloat16"),
     "optimizer.name": ("lars", "adamw"),
@@ -265,7 +265,8 @@ def _check(config):
         raise ValueError("config.loss: all weights are zero; nothing would be learned")
     if config.data.batch_size < 2:
         raise ValueError("config.data.batch_size must be 2 or more; got 1")
-    if config.data.name == "arrays" and not config.data.path:
+    if config.data.name in ("folder", "arrays") and not config.data.path:
         raise ValueError(
-            'config.data.path is empty; data.name "arrays" needs the .npz file there'
+            f"config.data.path is empty; data.name {config.data.name!r} needs the"
+            " folder of images or the .npz file there"
         )

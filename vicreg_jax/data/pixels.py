@@ -16,7 +16,7 @@ ROUNDING = 1e-3  # lets a float32 that should be whole count as whole
 def render(
     images: jax.Array, view: Parameters, *, size: int, policy: Policy
 ) -> jax.Array:
-    """Returns one view of each image: float32 [n, size, size, c] in [0, 1].
+    """Returns one view of each whole image: float32 [n, size, size, c] in [0, 1].
 
     Args:
       images: uint8 [n, h, w, c].
@@ -28,6 +28,24 @@ def render(
         images = warp(images, view.box, view.rotation, view.shear, size=size)
     else:
         images = crop_resize(images, view.box, size=size)
+    return recolour(images, view, policy=policy)
+
+
+def render_crops(crops: jax.Array, view: Parameters, *, policy: Policy) -> jax.Array:
+    """Returns one view of each crop, uint8 [n, size, size, c], like `render`.
+
+    Crop and size were taken care of on the host; rotation and shear are not.
+    """
+    crops = as_float(crops)
+    if policy.rotation or policy.shear:
+        n, size = crops.shape[:2]
+        box = jnp.tile(jnp.asarray([[0.0, 0.0, size, size]], jnp.float32), (n, 1))
+        crops = warp(crops, box, view.rotation, view.shear, size=size)
+    return recolour(crops, view, policy=policy)
+
+
+def recolour(images: jax.Array, view: Parameters, *, policy: Policy) -> jax.Array:
+    """Returns the images after all that follows cropping, in the published order."""
     if policy.flip:
         images = flip(images, view.flip)
     if policy.jitter:

@@ -12,10 +12,11 @@ from zipfile import BadZipFile
 import numpy as np
 
 from vicreg_jax.config import Data
+from vicreg_jax.data.files import Files
 
 
 class Examples(NamedTuple):
-    images: np.ndarray  # uint8 [n, h, w, c]
+    images: np.ndarray | Files  # uint8 [n, h, w, c], or files of any sizes
     labels: np.ndarray | None  # int [n]
 
 
@@ -95,6 +96,9 @@ def load(data: Data, *, seed: int) -> Splits:
         return digits(validation=data.validation)
     if data.name == "arrays":
         return arrays(data.path)
+    if data.name == "folder":
+        files = Files(data.path)
+        return Splits(Examples(files, files.labels), None)
     return fake(
         examples=10 * data.batch_size,
         image_size=data.image_size,

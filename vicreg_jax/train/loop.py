@@ -113,6 +113,7 @@ def run(
             wandb_run=start_wandb(workdir, configs.flat(config)),
         )
         closing.callback(recorder.close)
+        closing.callback(parts.list_broken, images, workdir, recorder.note)
         stop = closing.enter_context(Stop())
 
         if start >= total:

@@ -20,6 +20,7 @@ from vicreg_jax import config as configs
 from vicreg_jax import models, optim, sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data import pixels, plan, sources, views
+from vicreg_jax.data.files import Files
 from vicreg_jax.state import TrainState
 
 
@@ -83,13 +84,15 @@ def _refuse_idle_gpu():
         )
 
 
-def images(config: Config) -> np.ndarray:
+def images(config: Config) -> np.ndarray | Files:
     """Returns the images of the training split."""
     return sources.load(config.data, seed=config.seed).train.images
 
 
 def check_images(images: Any, config: Config) -> None:
     """Raises ValueError where the images are not what the config describes."""
+    if isinstance(images, Files):
+        return
     shape, dtype = images[:1].shape, images[:1].dtype
     channels = len(config.data.mean)
     if len(shape) != 4 or shape[-1] != channels or dtype != np.uint8:
@@ -165,6 +168,16 @@ def encoder_variables(state: TrainState) -> dict[str, Any]:
     }
 
 
+def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None:
+    """Writes the files that had to be replaced into the workdir, if there are any."""
+    broken = images.broken if isinstance(images, Files) else {}
+    if broken:
+        path = workdir / "broken_files.txt"
+        lines = [f"{images.paths[i]}\t{broken[i]}\n" for i in sorted(broken)]
+        path.write_text("".join(lines))
+        note(f"{len(broken)} files could not be read and were replaced; see {path}")
+
+
 def policies(config: Config) -> list[views.Policy]:
     """Returns the augmentations of the first and the second view."""
     shared = asdict(config.augment)
@@ -178,8 +191,17 @@ def policies(config: Config) -> list[views.Policy]:
 def batch(
     planner: plan.Planner, images: Any, config: Config, step: int
 ) -> tuple[np.ndarray, views.Parameters]:
-    """Returns the host's part of a step: uint8 images, augmentation parameters."""
+    """Returns the host's part of a step: images or crops, augmentation parameters."""
     indices, uniforms = planner(step)
+    data = config.data
+    if isinstance(images, Files):
+        return images.views(
+            indices,
+            uniforms,
+            policies(config),
+            size=data.image_size,
+            channels=len(data.mean),
+        )
     chosen = images[indices]
     sizes = np.array(chosen.shape[1:3])
     return chosen, views.parameters(uniforms, sizes, policies(config))
@@ -194,6 +216,9 @@ def render(
     result = []
     for i, policy in enumerate(policies(config)):
         view = jax.tree.map(lambda x, i=i: x[:, i], parameters)
-        pictures = pixels.render(images, view, size=data.image_size, policy=policy)
+        if images.ndim == 5:  # crops [b, v, size, size, c]
+            pictures = pixels.render_crops(images[:, i], view, policy=policy)
+        else:
+            pictures = pixels.render(images, view, size=data.image_size, policy=policy)
         result.append(pixels.normalize(pictures, mean=data.mean, std=data.std))
     return tuple(result)

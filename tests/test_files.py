@@ -1,0 +1,145 @@
+"""Image files: what is found, what is cut out, what happens to broken ones."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from vicreg_jax import train
+from vicreg_jax.config import Augment
+from vicreg_jax.data import pixels, plan, views
+from vicreg_jax.data.files import Files
+
+POLICY = views.Policy(**dataclasses.asdict(Augment()) | dict(blur=0.5, solarize=0.2))
+
+
+def picture(seed, height, width):
+    """A smooth colour picture, so that resizing is about shapes and not noise."""
+    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def folder(root, classes=("b", "a"), each=4, ending="png"):
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            image = picture(10 * c + i, 40 + 3 * i, 60 - 5 * i)
+            image.save(root / name / f"{i}.{ending}")
+    return root
+
+
+def uniforms(b, seed=0):
+    return plan.uniforms(seed, 0, (b, 2, views.NUMBERS))
+
+
+def test_class_folders_are_labelled_in_alphabetic_order(tmp_path):
+    files = Files(folder(tmp_path))
+    assert files.classes == ["a", "b"] and len(files) == 8
+    assert files.labels.tolist() == [0] * 4 + [1] * 4
+    names = [str(p.relative_to(tmp_path)) for p in files.paths]
+    assert names == [f"{c}/{i}.png" for c in "ab" for i in range(4)]
+
+
+def test_a_flat_folder_has_no_labels_and_other_files_are_passed_over(tmp_path):
+    picture(0, 20, 30).save(tmp_path / "1.JPG", format="jpeg")
+    picture(1, 20, 30).save(tmp_path / "0.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    files = Files(tmp_path)
+    assert [p.name for p in files.paths] == ["0.png", "1.JPG"]
+    assert files.labels is None
+
+
+def test_views_are_those_that_the_accelerator_would_cut_from_the_whole_image(tmp_path):
+    files = Files(folder(tmp_path))
+    indices = np.array([5, 0, 3])
+    crops, parameters = files.views(indices, uniforms(3), [POLICY] * 2, size=24)
+    assert crops.shape == (3, 2, 24, 24, 3) and crops.dtype == np.uint8
+    for row, index in enumerate(indices):
+        whole = jnp.asarray(files.whole(index))[None]
+        for v in range(2):
+            box = jnp.asarray(parameters.box[row : row + 1, v])
+            want = pixels.crop_resize(pixels.as_float(whole), box, size=24)[0]
+            # Pillow rounds to 8 bits after each of its two passes.
+            np.testing.assert_allclose(crops[row, v], 255 * want, atol=1.5)
+
+
+def test_rendered_crops_are_recoloured_like_whole_images(tmp_path):
+    files = Files(folder(tmp_path))
+    crops, parameters = files.views(np.arange(4), uniforms(4), [POLICY] * 2, size=24)
+    view = jax.tree.map(lambda x: jnp.asarray(x[:, 0]), parameters)
+    got = pixels.render_crops(jnp.asarray(crops[:, 0]), view, policy=POLICY)
+    want = pixels.recolour(jnp.asarray(crops[:, 0]) / 255, view, policy=POLICY)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_grey_palette_and_transparent_files_become_rgb(tmp_path):
+    for mode in ("L", "P", "RGBA", "CMYK"):
+        ending = "jpg" if mode == "CMYK" else "png"
+        picture(0, 30, 30).convert(mode).save(tmp_path / f"{mode}.{ending}")
+    files = Files(tmp_path)
+    crops, _ = files.views(np.arange(4), uniforms(4), [POLICY] * 2, size=8)
+    assert crops.shape[-1] == 3 and not files.broken
+    grey, _ = files.views(np.arange(4), uniforms(4), [POLICY] * 2, size=8, channels=1)
+    assert grey.shape[-1] == 1
+
+
+def test_a_broken_file_is_replaced_by_the_next_and_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr("vicreg_jax.data.files.BROKEN_AT_MOST", 0.5)
+    files = Files(folder(tmp_path, ending="jpg"))
+    files.paths[1].write_bytes(b"not an image")
+    data = files.paths[2].read_bytes()
+    files.paths[2].write_bytes(data[: len(data) // 2])  # its header is whole
+    where = dict(policies=[POLICY] * 2, size=16)
+    for _ in range(2):  # the second time they are known
+        got, parameters = files.views(np.array([1, 6]), uniforms(2), **where)
+        want, expected = files.views(np.array([3, 6]), uniforms(2), **where)
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(parameters.box, expected.box)
+    assert sorted(files.broken) == [1, 2]
+    assert "cannot identify" in files.broken[1] and "Truncated" in files.broken[2]
+
+
+def test_too_many_broken_files_stop_the_run(tmp_path):
+    files = Files(folder(tmp_path))
+    for path in files.paths[:3]:
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="2 of 8 image files cannot be read, such as"):
+        files.views(np.arange(8), uniforms(8), [POLICY] * 2, size=8)
+
+
+def test_an_empty_or_missing_folder_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="no images below .*; expected files ending in"
+    ):
+        Files(tmp_path)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        Files(tmp_path / "nowhere")
+
+
+def test_a_run_lists_the_files_that_it_had_to_replace(tmp_path):
+    root = folder(tmp_path / "data", each=10)
+    (root / "a" / "7.png").write_bytes(b"")
+    train.run(run_config(root), tmp_path / "run")
+    listed = (tmp_path / "run" / "broken_files.txt").read_text()
+    assert listed.startswith(f"{root}/a/7.png\tUnidentifiedImageError")
+
+
+def run_config(root):
+    return dict(
+        epochs=1,
+        data=dict(name="folder", path=str(root), batch_size=8, image_size=16),
+        model=dict(encoder="digits", expander=(8, 8)),
+        optimizer=dict(warmup_epochs=0),
+    )
+
+
+def test_a_run_on_a_folder_does_not_depend_on_the_number_of_threads(tmp_path):
+    config = run_config(folder(tmp_path / "data"))
+    a = train.run(config, tmp_path / "a")
+    source = Files(tmp_path / "data", threads=1)
+    b = train.run(config, tmp_path / "b", source=source)
+    for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
+        np.testing.assert_array_equal(x, y)
