@@ -122,7 +122,7 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
 def test_a_run_lists_the_files_that_it_had_to_replace(tmp_path):
     root = folder(tmp_path / "data", each=10)
     (root / "a" / "7.png").write_bytes(b"")
-    train.run(run_config(root), tmp_path / "run")
+    train.run(run_config(root) | dict(epochs=3), tmp_path / "run")
     listed = (tmp_path / "run" / "broken_files.txt").read_text()
     assert listed.startswith(f"{root}/a/7.png\tUnidentifiedImageError")
 

@@ -56,6 +56,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     file = next((w.split("=", 1)[1] for w in argv if re.match("--?config=", w)), None)
     if file and not Path(file.split(":")[0]).is_file():
         raise ValueError(f"--config: there is no file {file!r}")
+    if file:  # so that a config finds its base, `from configs import ...`
+        sys.path.insert(0, str(Path(file.split(":")[0]).resolve().parents[1]))
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:

@@ -1,0 +1,26 @@
+"""VICReg with ResNet-18 on a folder of your own images: a start for some thousands.
+
+python -m vicreg_jax.main --config=configs/folder.py --config.data.path=IMAGES
+
+The folder holds image files, in class folders or not; labels are not used.
+
+Cost: depends on the images; one GPU.
+Result: depends on the images. Watch `embedding_std` (it should rise towards 1) and
+`representation_rank` in metrics.jsonl.
+"""
+
+from configs import imagenet
+
+
+def get_config():
+    c = imagenet.get_config()
+    c.epochs = 200
+    c.data.batch_size = 256
+    c.data.image_size = 128
+    c.augment.crop_scale = (0.2, 1.0)
+    c.model.encoder = "resnet18"
+    c.model.expander = (2048, 2048, 2048)
+    c.optimizer.base_lr = 0.5
+    c.optimizer.weight_decay = 1e-4
+    c.every.log_steps = 20
+    return c
