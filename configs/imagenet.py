@@ -22,8 +22,8 @@ def get_config():
     c.data.mean = (0.485, 0.456, 0.406)
     c.data.std = (0.229, 0.224, 0.225)
 
-    # Of the authors' code. The paper's text has blur=(0.5, 0.5) and solarize=(0.1, 0.1);
-    # the authors found their code slightly better.
+    # Of the authors' code, which they found slightly better than the paper's text, that
+    # has blur=(0.5, 0.5) and solarize=(0.1, 0.1).
     c.augment = dict(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3))
     c.augment.update(flip=0.5, rotation=0.0, shear=0.0)
     c.augment.update(jitter=0.8, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
