@@ -83,7 +83,20 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(tmp_path, how, cap
         step, state = Checkpoints(tmp_path).restore(tree())
     assert step == 1
     chex.assert_trees_all_equal(state, tree(1))
-    assert "checkpoint not usable" in caplog.text
+    assert "checkpoint not usable, step 2" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_kept_aside_and_does_not_bar_its_step(tmp_path):
+    saved(tmp_path, 1, 2)
+    damage(tmp_path / "2" / "state", "flip")
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.restore(tree())[0] == 1
+    checkpoints.save(2, tree(5))
+    checkpoints.close()
+    assert len(list(tmp_path.glob("damaged_2_*"))) == 1
+    step, state = Checkpoints(tmp_path).restore(tree())
+    assert step == 2
+    chex.assert_trees_all_equal(state, tree(5))
 
 
 def test_without_a_usable_checkpoint_nothing_is_started_anew(tmp_path):

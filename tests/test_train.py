@@ -148,7 +148,7 @@ def test_a_source_needs_only_a_length_and_indexing(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_path):
     # The update of step 9 is infinite, so the loss of step 10 is not a number.
     tx = optax.sgd(lambda step: jnp.where(step < 8, 1e-3, jnp.inf))
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 10"):
+    with pytest.raises(FloatingPointError, match="(grad_norm|loss) is nan at step 10"):
         train.run(SMALL | dict(epochs=4), tmp_path, source=images(), tx=tx)
     trained = train.run(SMALL, tmp_path, source=images(), tx=tx)
     assert int(trained.state.step) == 8  # as saved

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,13 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
+        self._read_only = read_only
         self._manager = ocp.CheckpointManager(
             folder, options=options, item_names=("state", "meta")
         )
 
     def save(self, step: int, state: Any) -> None:
-        """Starts to save; an earlier save is finished first."""
-        if step in self._manager.all_steps():
-            return
+        """Starts to save; an earlier save is finished first, a saved step stays."""
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -52,7 +52,7 @@ class Checkpoints:
         """Returns the newest undamaged (step, state), or None where there is none yet.
 
         Orbax does not notice a flipped bit in array data; the checksums do. A damaged
-        checkpoint is passed over with a warning.
+        checkpoint is passed over with a warning and renamed, never deleted.
 
         Args:
           like: tree of arrays or ShapeDtypeStructs with the wanted shardings.
@@ -77,23 +77,30 @@ class Checkpoints:
         return self._newest(args)
 
     def _newest(self, args):
-        reasons = []
+        reasons = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, self._checked(step, args)
+                found = self._checked(step, args)
+                self._set_aside(reasons)
+                return step, found
             except Exception as error:  # whatever a damaged file makes Orbax raise
-                reason = f"step {step}: {' '.join(str(error).split())[:200]}"
-                reasons.append(reason)
-                logging.warning(
-                    "checkpoint not usable, trying an older one: %s", reason
-                )
+                reasons[step] = f"step {step}: {' '.join(str(error).split())[:200]}"
+                logging.warning("checkpoint not usable, %s", reasons[step])
         if reasons:
             folder = self._manager.directory
             raise ValueError(
-                f"no usable checkpoint in {folder} ({'; '.join(reasons)});"
+                f"no usable checkpoint in {folder} ({'; '.join(reasons.values())});"
                 " restore its files, or choose another --workdir"
             )
         return None
+
+    def _set_aside(self, steps):
+        """Renames checkpoints that are not usable: they would bar newer ones."""
+        if steps and not self._read_only:
+            for step in steps:
+                folder = Path(self._manager.directory) / str(step)
+                folder.rename(folder.with_name(f"damaged_{step}_{time.time_ns()}"))
+            self._manager.reload()
 
     def _checked(self, step, args):
         both = ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
@@ -104,9 +111,12 @@ class Checkpoints:
             raise ValueError(f"checksum of {', '.join(damaged[:3])} is wrong")
         return restored["state"]
 
-    def close(self) -> None:
-        """Finishes what is being written."""
+    def wait(self) -> None:
+        """Returns when nothing is being written any more."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Finishes what is being written and ends its threads."""
         self._manager.close()
 
 

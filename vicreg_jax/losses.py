@@ -37,7 +37,8 @@ def vicreg(
 
     Call it anywhere: eagerly, under jit on one device, under jit on a batch that is
     sharded over a mesh, or inside shard_map or pmap with `axis_name`. The statistics
-    are always those of the global batch. Gradients are reverse mode only.
+    are always those of the global batch. Gradients are reverse mode only. (jit sees
+    the mesh of arguments that are placed on it; `in_shardings` alone does not tell.)
 
     Args:
       *views: two or more arrays [n, d] of any float dtype; half precision is computed
@@ -65,6 +66,7 @@ def vicreg(
     """
     if len(views) < 2:
         raise ValueError(f"VICReg compares two or more views; got {len(views)}")
+    views, where = _checked(views, where, axis_name)
     options = dict(where=where, axis_name=axis_name)
     spread = [variance(z, gamma=gamma, eps=eps, **options) for z in views]
     overlap = [covariance(z, **options) for z in views]
@@ -126,7 +128,7 @@ def covariance(
     Gaussian embeddings of unit variance give (d - 1) / (n - 1), not zero.
 
     With centred Z [n, d], ||Z'Z|| = ||ZZ'|| (arXiv:2206.02574 and 2310.02903 use it):
-    for n < d the n x n Gram matrix gives the same number from fewer operations and
+    for n <= d the n x n Gram matrix gives the same number from fewer operations and
     without a d x d matrix. With the gradient, 4 n d min(n, d) FLOPs and min(n, d)^2
     numbers are needed in either case. On a mesh every device computes the Gram rows of
     its own examples against the gathered batch, and the backward pass needs no
@@ -150,14 +152,14 @@ def _covariance_forward(z, where, axis_name):
     z, n = _centred(z, where, axis_name)
     rows, d = z.shape[0] * _devices(axis_name), z.shape[1]
     scale = 1 / (_degrees(n) ** 2 * d)
-    if rows < d:
+    if rows <= d:
         everyone = _gathered(z, axis_name)  # [rows, d]
         gram = _split_rows(_dot(z, everyone.T))  # [n, rows]
         own = jnp.sum(z**2, axis=0, keepdims=True)  # [1, d]
         squares = _over_devices(own, axis_name)
         share = scale * (jnp.sum(gram**2) - jnp.sum(squares * own))
         return share, (scale, z, gram, everyone, squares)
-    own = _dot(z.T, z, whole=True)  # [d, d]
+    own = _dot(z.T, z, spec=PartitionSpec())  # [d, d]
     diagonal = jnp.eye(d, dtype=bool)
     cross = jnp.where(diagonal, 0, _over_devices(own, axis_name))
     return scale * jnp.sum(cross * own), (scale, z, cross, None, None)
@@ -168,7 +170,7 @@ def _covariance_backward(axis_name, residuals, cotangent):
     # the embeddings before centring, too.
     scale, z, products, everyone, squares = residuals
     if everyone is None:
-        gradient = _dot(z, products)
+        gradient = _dot(z, products, spec=jax.typeof(z).sharding.spec)
     else:
         gradient = _dot(products, everyone) - z * squares
     return _split_rows(4 * scale * cotangent * gradient), None
@@ -239,10 +241,10 @@ def _centred(z, where, axis_name):
     return _valid(z - mean, where), n
 
 
-def _dot(a, b, *, whole=False):
+def _dot(a, b, *, spec=None):
     """Returns a @ b in full precision; the default is TF32 on GPUs, bf16 on TPUs."""
     mesh = jax.typeof(a).sharding.mesh
-    out = NamedSharding(mesh, PartitionSpec()) if whole and _explicit(mesh) else None
+    out = None if spec is None or not _explicit(mesh) else NamedSharding(mesh, spec)
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST, out_sharding=out)
 
 
@@ -251,7 +253,11 @@ def _explicit(mesh):
 
 
 def _gathered(z, axis_name):
-    """Returns the rows of the global batch, on every device."""
+    """Returns the rows of the global batch, on every device.
+
+    Under jit it is the constraint that makes XLA gather once and keep the result for
+    the backward pass, instead of gathering again there.
+    """
     if axis_name is not None:
         return jax.lax.all_gather(z, axis_name, tiled=True)
     mesh = jax.typeof(z).sharding.mesh
@@ -265,8 +271,9 @@ def _gathered(z, axis_name):
 def _split_rows(x):
     """Asks jit to split the rows of x over the mesh of its arguments, if it has one.
 
-    Without it XLA gathers the batch again in the backward pass. The axis has no name
-    here: all automatic axes share the rows, whatever the user's mesh calls them.
+    Without it a batch that is whole on every device is worked on whole by every device.
+    The axis has no name here: all automatic axes share the rows, whatever the user's
+    mesh calls them.
     """
     mesh = jax.typeof(x).sharding.mesh
     kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)

@@ -93,6 +93,7 @@ def run(
     workdir = parts.claim(workdir, config)
 
     with ExitStack() as closing:
+        stop = closing.enter_context(Stop())  # left last, after the last save
         checkpoints = Checkpoints(workdir.absolute() / "checkpoints")
         closing.callback(checkpoints.close)
         start, state = checkpoints.restore(jax.eval_shape(init)) or (0, None)
@@ -114,7 +115,6 @@ def run(
         )
         closing.callback(recorder.close)
         closing.callback(parts.list_broken, images, workdir, recorder.note)
-        stop = closing.enter_context(Stop())
 
         if start >= total:
             recorder.note(f"{workdir} has finished its {total} steps")
@@ -123,24 +123,29 @@ def run(
             recorder.note(f"continuing {workdir} at step {start} of {total}")
         recorder.say("compiling")
         state = init() if state is None else state
+        behind = None
         for step, batch in enumerate(feed, start + 1):
             state, values, outputs = step_fn(state, batch)
+            jax.block_until_ready(behind)  # the host stays one step ahead, not more
+            behind = values
             # Unfinished steps on several virtual CPU devices would wait for each
             # other's threads; the first step of a run is timed apart, it compiles.
             if step == start + 1 or (mesh.size > 1 and jax.default_backend() == "cpu"):
                 jax.block_until_ready(state)
             recorder.step(step, values, outputs)
-            ends = step == total or stop.signal
-            if ends or step % (config.every.checkpoint_epochs * epoch) == 0:
+            stopped = stop.signal  # read once: it may arrive between two readings
+            due = step % (config.every.checkpoint_epochs * epoch) == 0
+            if due or step == total or stopped:
                 recorder.flush()
+                _check_finite(step, jax.device_get(values))
                 checkpoints.save(step, state)
-            if stop.signal:
-                checkpoints.close()
+            if stopped:
+                checkpoints.wait()
                 recorder.note(
                     f"stopped and saved at step {step} of {total}; the same command"
                     " continues"
                 )
-                stop.leave()
+                break
     return Trained(model.encoder, parts.encoder_variables(state), state)
 
 
@@ -148,6 +153,16 @@ def untrained(config: Config) -> dict[str, Any]:
     """Returns the variables of the encoder before the first step of a run."""
     init = parts.initializer(parts.model(config, None), optax.identity(), config)
     return parts.encoder_variables(jax.jit(init)())
+
+
+def _check_finite(step, values):
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+            raise FloatingPointError(
+                f"{name} is {values[name]} at step {step}, the last checkpoint is from"
+                " before; start again in another --workdir with a lower"
+                " optimizer.base_lr"
+            )
 
 
 class _Recorder:
@@ -188,26 +203,24 @@ class _Recorder:
             self._clock = (step, time.perf_counter(), self._feed.waited)
         logged = step in (1, self._epoch, self._total)
         if logged or step % self._config.every.log_steps == 0:
-            self._waiting = (step, values, outputs)
+            # Queued before the next step, so that fetching waits for no other.
+            first = [x.addressable_data(0) for x in self._gather(outputs)]
+            values = values | self._diagnose(*first)
+            n, d = outputs[1].shape
+            floor = 2 * max(d - 1, 1) / (n - 1)  # of both views
+            values["covariance_over_noise"] = values["covariance"] / floor
+            if self._schedule:
+                values["learning_rate"] = self._schedule(step - 1)
+            self._waiting = (step, values)
 
     def flush(self) -> None:
         """Records the latest metrics, if they are not yet."""
         if self._waiting is None:
             return
-        step, values, outputs = self._waiting
+        step, values = self._waiting
         self._waiting = None
-        outputs = [x.addressable_data(0) for x in self._gather(outputs)]
-        values = jax.device_get(values | self._diagnose(*outputs))
-        values = {name: float(x) for name, x in values.items()}
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"the loss is {values['loss']} at step {step}; lower optimizer.base_lr"
-                " and continue from the last checkpoint in another --workdir"
-            )
-        n, d = outputs[1].shape
-        values["covariance_over_noise"] = values["covariance"] / 2 * (n - 1) / (d - 1)
-        if self._schedule:
-            values["learning_rate"] = float(self._schedule(step - 1))
+        values = {name: float(x) for name, x in jax.device_get(values).items()}
+        _check_finite(step, values)
         values |= {"epoch": step / self._epoch, **self._speed(step)}
         self._writer.write(step, values)
         self._bar.show(step, values)

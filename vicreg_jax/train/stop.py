@@ -5,7 +5,10 @@ import threading
 
 
 class Stop:
-    """Remembers SIGINT or SIGTERM in `signal`; a second one acts at once, as usual."""
+    """Remembers SIGINT or SIGTERM in `signal`; a second one acts at once, as usual.
+
+    At the end of its context, when all is saved, it raises what the signal would have.
+    """
 
     def __init__(self):
         self.signal = 0
@@ -18,16 +21,14 @@ class Stop:
                 self._old[number] = signal.signal(number, self._remember)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, error, *_):
         for number, old in self._old.items():
             signal.signal(number, old)
+        if error is None and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if error is None and self.signal:
+            raise SystemExit(128 + self.signal)
 
     def _remember(self, number, frame):
         self.signal = number
         signal.signal(number, self._old[number])
-
-    def leave(self):
-        """Raises what the signal would have: the state is safe now."""
-        if self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + self.signal)
