@@ -1,4 +1,4 @@
-# make demo   pretrain on handwritten digits and evaluate, about 5 minutes on 2 cores
+# make demo   pretrain on handwritten digits and evaluate
 # make test   style, imports and the whole test suite
 # Both set up everything in .venv first. PYTHON=... chooses the interpreter.
 
@@ -7,7 +7,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 BIN = .venv/bin
 
-.PHONY: demo test slow format clean
+.PHONY: demo test format clean
 
 demo: .venv/demo
 	$(BIN)/python -m vicreg_jax.main --config=configs/digits.py
@@ -16,10 +16,7 @@ test: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q -m "not slow"
-
-slow: .venv/test
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q
 
 format: .venv/test
 	$(BIN)/ruff format .

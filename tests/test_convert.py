@@ -75,7 +75,6 @@ def test_other_names_are_refused():
         convert.from_torch({"fc.weight": np.zeros((10, 512))})
 
 
-@pytest.mark.slow
 def test_twelve_steps_of_the_authors_code_are_reproduced(float64):
     golden = np.load(GOLDEN / "trajectory_a.npz")
     second = np.load(GOLDEN / "trajectory_b.npz")["views"]

@@ -55,4 +55,7 @@ def test_a_consumer_that_leaves_early_leaves_no_thread(mesh):
     )
     next(feed)
     feed.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("feed")]
+    for thread in threading.enumerate():
+        if thread.name.startswith("feed"):
+            thread.join(timeout=10)
+            assert not thread.is_alive()

@@ -294,8 +294,8 @@ def test_weights_and_biases_gets_every_line(tmp_path):
         "        print(json.dumps({'step': step, **metrics}))\n"
         "    def finish(self):\n"
         "        print('finished')\n"
-        "def init(project, name, dir, config, resume):\n"
-        "    assert project == 'p' and config['loss.variance'] == 25\n"
+        "def init(project, id, name, dir, config, resume):\n"
+        "    assert project == 'p' and config['loss.variance'] == 25 and id\n"
         "    return Run()\n"
     )
     flags = (*TINY, "--config.epochs=2", "--config.evaluate.draws=0")

@@ -1,9 +1,10 @@
-"""Checkpoints of a run: Orbax, with a checksum per array; nothing else imports it."""
+"""Checkpoints of a run: Orbax, with a checksum per array; no other module uses it."""
 
 import json
 import os
 import time
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +20,45 @@ from vicreg_jax import models
 
 
 class Checkpoints:
-    """The checkpoints of one run, written in the background, each complete or absent.
+    """The checkpoints of one run, each complete or absent; files are written behind.
 
     Args:
-      folder: absolute path, created where needed; gs:// works, too.
+      folder: absolute path, created where needed.
+      facts: what must not change between saving and restoring, such as the number of
+        training examples.
       read_only: another process may be writing; touch nothing.
     """
 
-    def __init__(self, folder: str | os.PathLike, *, read_only: bool = False):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        facts: Mapping[str, Any] | None = None,
+        read_only: bool = False,
+    ):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else 2,
             cleanup_tmp_directories=not read_only,
             create=not read_only,
             read_only=read_only,
         )
-        self._read_only = read_only
+        self._facts, self._read_only = dict(facts or {}), read_only
         self._manager = ocp.CheckpointManager(
             folder, options=options, item_names=("state", "meta")
         )
 
     def save(self, step: int, state: Any) -> None:
         """Starts to save; an earlier save is finished first, a saved step stays."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave({"crc32": _checksums(state)}),
-            ),
+        meta = {"crc32": _checksums(state), "facts": self._facts}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
         )
+        if not self._manager.save(step, args=args) and step not in self.steps():
+            raise RuntimeError(f"Orbax did not save step {step}")
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints that there are."""
+        return list(self._manager.all_steps())
 
     def restore(self, like: Any) -> tuple[int, Any] | None:
         """Returns the newest undamaged (step, state), or None where there is none yet.
@@ -80,17 +92,26 @@ class Checkpoints:
         reasons = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = self._checked(step, args)
-                self._set_aside(reasons)
-                return step, found
+                found, facts = self._checked(step, args)
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 reasons[step] = f"step {step}: {' '.join(str(error).split())[:200]}"
                 logging.warning("checkpoint not usable, %s", reasons[step])
+                continue
+            for name, value in self._facts.items():
+                if facts[name] != value:
+                    raise ValueError(
+                        f"the checkpoints in {self._manager.directory} were made with"
+                        f" {facts[name]} {name}, now there are {value}; choose another"
+                        " --workdir"
+                    )
+            self._set_aside(reasons)
+            return step, found
         if reasons:
             folder = self._manager.directory
             raise ValueError(
                 f"no usable checkpoint in {folder} ({'; '.join(reasons.values())});"
-                " restore its files, or choose another --workdir"
+                " restore its files, give back the encoder or optimizer that it was"
+                " trained with, or choose another --workdir"
             )
         return None
 
@@ -109,7 +130,7 @@ class Checkpoints:
         damaged = [name for name in found if found[name] != wanted.get(name)]
         if damaged:
             raise ValueError(f"checksum of {', '.join(damaged[:3])} is wrong")
-        return restored["state"]
+        return restored["state"], restored["meta"]["facts"]
 
     def wait(self) -> None:
         """Returns when nothing is being written any more."""
@@ -167,8 +188,12 @@ def _checksums(state):
     """Returns names such as params/encoder/conv1/kernel and their checksums."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(
-            np.asarray(leaf).reshape(-1).view(np.uint8)
-        )
+        jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(_bytes(leaf))
         for path, leaf in leaves
     }
+
+
+def _bytes(leaf):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).reshape(-1).view(np.uint8)

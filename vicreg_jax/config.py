@@ -188,7 +188,8 @@ def _build(kind, given, prefix):
     if not isinstance(given, Mapping):
         given = given.to_dict() if hasattr(given, "to_dict") else given
     if not isinstance(given, Mapping):
-        raise ValueError(f"config.{prefix[:-1]} holds fields; got {given!r}")
+        name = f"config.{prefix}".rstrip(".")
+        raise ValueError(f"{name} is a mapping of fields; got {given!r}")
     fields = typing.get_type_hints(kind)
     values = {}
     for name, value in given.items():
@@ -202,15 +203,21 @@ def _build(kind, given, prefix):
 
 
 def _converted(wanted, value, name):
-    if typing.get_origin(wanted) is tuple and isinstance(value, list | tuple):
-        return tuple(_converted(typing.get_args(wanted)[0], x, name) for x in value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if typing.get_origin(wanted) is tuple:
+        kind = typing.get_args(wanted)[0]
+        try:
+            if isinstance(value, list | tuple):
+                return tuple(_converted(kind, x, name) for x in value)
+        except ValueError:
+            pass  # what follows names the whole value
+        kind = f"tuple of {kind.__name__}"
+    elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    plain = wanted if isinstance(wanted, type) else tuple
-    if isinstance(value, bool) != (wanted is bool) or not isinstance(value, plain):
-        kind = wanted.__name__ if isinstance(wanted, type) else wanted
-        raise ValueError(f"config.{name} is of type {kind}; got {value!r}")
-    return value
+    elif isinstance(value, bool) == (wanted is bool) and isinstance(value, wanted):
+        return value
+    else:
+        kind = wanted.__name__
+    raise ValueError(f"config.{name} is of type {kind}; got {value!r}")
 
 
 def _check(config):
@@ -263,10 +270,17 @@ def _check(config):
         raise ValueError(f"config.optimizer.momentum must be below 1; got {momentum}")
     if not any(dataclasses.astuple(config.loss)):
         raise ValueError("config.loss: all weights are zero; nothing would be learned")
-    if config.data.batch_size < 2:
-        raise ValueError("config.data.batch_size must be 2 or more; got 1")
+    for name in ("data.batch_size", "data.image_size", "model.expander"):
+        last = values[name][-1] if name == "model.expander" else values[name]
+        if last < 2:
+            raise ValueError(f"config.{name} must be 2 or more; got {last}")
     if config.data.name in ("folder", "arrays") and not config.data.path:
         raise ValueError(
             f"config.data.path is empty; data.name {config.data.name!r} needs the"
             " folder of images or the .npz file there"
+        )
+    if config.data.name not in ("folder", "arrays") and config.data.path:
+        raise ValueError(
+            f"config.data.path is {config.data.path!r}, but data.name is"
+            f" {config.data.name!r}; did you mean data.name=folder or arrays?"
         )

@@ -80,8 +80,10 @@ def _path(name):
         path, module = ["encoder"], module.removeprefix("backbone.")
     elif module.startswith("projector."):
         # Sequential: linear, norm and ReLU in turn.
-        block, kind = divmod(int(module.removeprefix("projector.")), 3)
-        return ["expander", f"{('linear', 'bn')[kind]}{block}"], leaf
+        number = module.removeprefix("projector.")
+        if number.isdigit() and int(number) % 3 < 2:
+            block, kind = divmod(int(number), 3)
+            return ["expander", f"{('linear', 'bn')[kind]}{block}"], leaf
     stem = re.fullmatch(r"(conv1|bn1)", module)
     block = re.fullmatch(r"layer(\d+)\.(\d+)\.(conv\d|bn\d|downsample\.[01])", module)
     if not (stem or block):

@@ -8,13 +8,16 @@ import math
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import logging
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 class Writer:
@@ -40,7 +43,7 @@ class Writer:
         self._board = _board(workdir, step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records finite and infinite numbers alike; the line is on disk afterwards."""
+        """Records finite numbers; the line is on disk afterwards."""
         line = {"step": step, **metrics}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
@@ -49,6 +52,7 @@ class Writer:
         if self._board:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
+            self._board.flush()
         if self._wandb:
             self._wandb.log(dict(metrics), step=step)
 
@@ -61,26 +65,29 @@ class Writer:
 
 
 class Bar:
-    """Shows progress on a terminal; elsewhere a line now and then."""
+    """Shows progress in two lines of a terminal; elsewhere prints one now and then."""
 
     def __init__(self, *, total: int, done: int):
         self._console = Console(stderr=True)
-        self._live = sys.stderr.isatty()
-        self._total, self._spoke = total, -math.inf
+        self._total, self._spoke, self._terms = total, -math.inf, ""
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[terms]}"),
-            console=self._console,
-            disable=not self._live,
         )
-        self._task = self._progress.add_task("", total=total, completed=done, terms="")
-        self._progress.start()
+        self._task = self._progress.add_task("", total=total, completed=done, rate="")
+        self._live = None
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self._picture, console=self._console)
+            self._live.start()
+
+    def _picture(self):
+        return Group(self._progress, Text(self._terms, no_wrap=True))
 
     def say(self, text: str) -> None:
-        """Shows what is going on: "compiling", "training"."""
+        """Shows what is going on: "compiling"."""
         self._progress.update(self._task, description=text)
         if not self._live:
             print(text, file=sys.stderr, flush=True)
@@ -95,21 +102,23 @@ class Bar:
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows the metrics of a step, until the next ones."""
-        terms = (
-            f"loss {metrics['loss']:.2f} = inv {metrics['invariance']:.3f}"
-            f", var {metrics['variance']:.3f}, cov {metrics['covariance']:.2f}"
-            f"  std {metrics['embedding_std']:.2f}"
+        self._terms = (
+            f"loss {metrics['loss']:.2f} = invariance {metrics['invariance']:.3f}"
+            f", variance {metrics['variance']:.3f}"
+            f", covariance {metrics['covariance']:.2f}"
+            f"; std {metrics['embedding_std']:.2f}"
         )
-        if "images_per_second" in metrics:
-            terms = f"{metrics['images_per_second']:.0f} images/s  {terms}"
-        self._progress.update(self._task, terms=terms)
+        rate = f"{metrics.get('images_per_second', 0):.0f} images/s"
+        self._progress.update(self._task, rate=rate)
         now = time.monotonic()
         if not self._live and (now - self._spoke > 10 or step == self._total):
             self._spoke = now
-            print(f"step {step}/{self._total}  {terms}", file=sys.stderr, flush=True)
+            text = f"step {step}/{self._total}  {rate}  {self._terms}"
+            print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        self._progress.stop()
+        if self._live:
+            self._live.stop()
 
 
 def _cut(path, step):
@@ -159,10 +168,18 @@ def wandb_starter(project: str) -> Callable[[Path, Mapping[str, object]], Any]:
             f"config.wandb is {project!r}, but Weights & Biases is not installed; run:"
             " pip install wandb"
         ) from error
-    return lambda workdir, config: wandb.init(
-        project=project,
-        name=workdir.name,
-        dir=str(workdir),
-        config=dict(config),
-        resume="allow",
-    )
+
+    def start(workdir, config):
+        file = workdir / "wandb_id.txt"  # the run that a restart continues
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex)
+        return wandb.init(
+            project=project,
+            id=file.read_text(),
+            name=workdir.name,
+            dir=str(workdir),
+            config=dict(config),
+            resume="allow",
+        )
+
+    return start

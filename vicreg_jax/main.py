@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from vicreg_jax import config as configs
 from vicreg_jax import evaluate, train
@@ -24,16 +24,19 @@ USAGE = (
 
 def pretrain(config: configs.Config, workdir: Path) -> None:
     """Trains, then prints the table of few-label probes if the config asks for it."""
-    trained = train.run(config, workdir)
-    if config.evaluate.draws:
-        encoders = {
-            "untrained encoder": train.untrained(config),
-            "VICReg": trained.variables,
-        }
-        splits = sources.load(config.data, seed=config.seed)
-        table = evaluate.few_labels(splits, trained.encoder, encoders, config)
-        evaluate.save(table, workdir / "few_labels.json")
-        evaluate.show(table)
+    if not config.evaluate.draws:
+        train.run(config, workdir)
+        return
+    splits = sources.load(config.data, seed=config.seed)
+    evaluate.check(splits, config)
+    trained = train.run(config, workdir, source=splits.train.images)
+    encoders = {
+        "untrained encoder": train.untrained(config),
+        "VICReg": trained.variables,
+    }
+    table = evaluate.few_labels(splits, trained.encoder, encoders, config)
+    evaluate.save(table, workdir / "few_labels.json")
+    evaluate.show(table)
 
 
 TASKS = {"pretrain": pretrain}
@@ -44,31 +47,41 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = configs.parse(CONFIG.value)
     name = Path(flags.FLAGS["config"].config_filename).stem
-    TASKS[config.task](config, Path(WORKDIR.value or f"runs/{name}"))
+    workdir = Path(WORKDIR.value or f"runs/{name}").expanduser()
+    TASKS[config.task](config, workdir)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Returns what absl leaves of argv; exits with one line where it is wrong."""
-    for word in argv[1:]:
+    """Returns what absl leaves of argv; raises in one line where it is wrong."""
+    file = None
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
         override = re.match(r"--?config\.([\w.]+)", word)
         if override:
             configs.check_name(override[1])
-    file = next((w.split("=", 1)[1] for w in argv if re.match("--?config=", w)), None)
-    if file and not Path(file.split(":")[0]).is_file():
-        raise ValueError(f"--config: there is no file {file!r}")
-    if file:  # so that a config finds its base, `from configs import ...`
-        sys.path.insert(0, str(Path(file.split(":")[0]).resolve().parents[1]))
+        if re.match("--?config(=|$)", word):
+            file = word.partition("=")[2] or following
+    if file is None and not any("help" in word for word in argv):
+        raise ValueError(f"--config is missing; usage: {USAGE}")
+    if file:
+        path = Path(file.partition(":")[0])
+        if not path.is_file():
+            raise ValueError(f"--config: there is no file {str(path)!r}")
+        # So that a config finds its base, `from configs import ...`, from any folder.
+        sys.path.append(str(path.resolve().parent.parent))
     try:
         rest = flags.FLAGS(argv)
+        if not isinstance(CONFIG.value, ConfigDict):
+            raise TypeError("get_config() returned no ConfigDict")
     except flags.Error as error:
-        raise ValueError(f"{error}; usage: {USAGE}") from error
-    except AttributeError as error:
+        first, *others = [x.strip() for x in str(error).splitlines() if x.strip()]
+        reason = f"{first} {others[-1]}" if others else first
+        raise ValueError(f"{reason}; usage: {USAGE}") from error
+    except (AttributeError, KeyError, TypeError, ImportError, SyntaxError) as error:
         raise ValueError(
-            f"--config={file}: {error}; a config file has a function get_config() whose"
-            " result holds every field that is overridden"
+            f"--config={file}: {type(error).__name__}: {error}; a config file has a"
+            " function get_config() that returns a ConfigDict with every field that is"
+            " overridden"
         ) from error
-    if file is None:
-        raise ValueError(f"--config is missing; usage: {USAGE}")
     if len(rest) > 1:
         raise ValueError(f"expected --flag=value; got {rest[1]!r}; usage: {USAGE}")
     return rest
@@ -91,7 +104,8 @@ def console() -> None:
     except Exception as error:
         if not is_refusal(error):
             raise
-        sys.exit(f"vicreg_jax: {error}")
+        print(f"vicreg_jax: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -76,9 +76,13 @@ def judge(
     """
     std, first = now["embedding_std"], start["embedding_std"]
     found = f"mean embedding std {std:.3g} (start {first:.3g}, target 1)"
-    if std > 0.25 * min(first, 1.0):
-        rank = now["embedding_rank"]
-        return Verdict(True, f"{found}, rank {rank:.0f}: the embeddings are spread out")
+    found += f", rank {now['embedding_rank']:.0f}"
+    # Half of the start is usual during warm-up, but not if nothing pulls upwards.
+    least = (0.8 if weights["variance"] == 0 else 0.25) * min(first, 1.0)
+    if std >= max(least, 0.02):  # sqrt(eps) = 0.01 is as good as nothing
+        if std < 0.8 * first:
+            return Verdict(True, f"{found}: narrower than at first, it should rise")
+        return Verdict(True, f"{found}: the embeddings are spread out")
     if weights["variance"] == 0:
         cause = "loss.variance is 0, so nothing keeps the embeddings apart"
     elif weights["variance"] < weights["invariance"]:

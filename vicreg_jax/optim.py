@@ -87,6 +87,11 @@ def warmup_cosine(
     """
     peak = base_lr * batch_size / 256
     warmup, total = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+    if steps_per_epoch < 1 or batch_size < 1:
+        raise ValueError(
+            "steps_per_epoch and batch_size are at least 1; got"
+            f" {steps_per_epoch} and {batch_size}"
+        )
     if not 0 <= warmup < total:
         raise ValueError(
             f"the warm-up must be shorter than the run; got {warmup_epochs} of"
@@ -114,7 +119,9 @@ def _larc(learning_rate, weight_decay, trust_coefficient):
         del params
         return _LarcState(jnp.zeros([], jnp.int32))
 
-    def update(grads, state, params):
+    def update(grads, state, params=None):
+        if params is None:
+            raise ValueError("LARS needs them: update(grads, state, params)")
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
 
         def one(g, p):

@@ -33,14 +33,18 @@ class Feed:
         self._steps = iter(range(start, stop))
 
     def __iter__(self) -> Iterator:
-        with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
-            ready = collections.deque()
+        thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        ready = collections.deque()
+        try:
             for step in self._steps:
                 ready.append(thread.submit(self._prepare, step))
                 if len(ready) > self._ahead:
                     yield self._next(ready)
             while ready:
                 yield self._next(ready)
+        finally:
+            # Whoever leaves early does not wait for batches that nobody wants.
+            thread.shutdown(wait=False, cancel_futures=True)
 
     def _prepare(self, step):
         return jax.device_put(self._make(step), self._sharding)

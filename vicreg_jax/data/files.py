@@ -50,7 +50,7 @@ class Files:
                 f" {', '.join(ENDINGS)}"
             )
         self.broken: dict[int, str] = {}  # index -> reason
-        self._threads = ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)))
+        self._threads = ThreadPoolExecutor(threads or _cores())
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -110,24 +110,32 @@ class Files:
             return False
         _, views, height, width, channels = crops.shape
         try:
-            image = image.convert(_mode(channels))
+            pixels = image.convert(_mode(channels))
         except Exception as error:
             self._note(index, error)
             return False
+        image.close()  # lets go of its own, for the rest of the batch is to come
         for view, (top, left, h, w) in enumerate(boxes.astype(int).tolist()):
-            crop = image.crop((left, top, left + w, top + h))
+            crop = pixels.crop((left, top, left + w, top + h))
             crop = crop.resize((width, height), self._pil.Resampling.BICUBIC)
             crops[row, view] = np.asarray(crop).reshape(height, width, channels)
         return True
 
     def _note(self, index, error):
-        self.broken[index] = f"{type(error).__name__}: {error}"
+        reason = str(error).partition(" <_io.")[0]
+        self.broken[index] = f"{type(error).__name__}: {reason}"
         if len(self.broken) > max(1, BROKEN_AT_MOST * len(self)):
             names = ", ".join(str(self.paths[i]) for i in list(self.broken)[:3])
             raise ValueError(
                 f"{len(self.broken)} of {len(self)} image files cannot be read, such as"
                 f" {names}; mend or remove them"
             )
+
+
+def _cores():
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _mode(channels):

@@ -1,5 +1,6 @@
 """How far a few labels go: 1-NN and linear probes of frozen features, paired draws."""
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,34 @@ class Accuracy(NamedTuple):
     draws: list[float]
 
 
+def check(splits: Splits, config: Config) -> None:
+    """Raises, before any training, what would stop `few_labels` after it.
+
+    Raises:
+      ValueError: a split without labels or of files, or more labels asked for than a
+        class has.
+      ModuleNotFoundError: scikit-learn is not installed.
+    """
+    train, test = splits
+    if test is None or train.labels is None or test.labels is None:
+        raise ValueError(
+            "config.evaluate.draws needs labels and a labelled test split; the data"
+            f" {config.data.name!r} lacks them; set config.evaluate.draws=0"
+        )
+    most = max(config.evaluate.labels_per_class, default=0)
+    fewest = np.unique(train.labels, return_counts=True)[1].min()
+    if most > fewest:
+        raise ValueError(
+            f"config.evaluate.labels_per_class asks for {most}; a class has only"
+            f" {fewest}"
+        )
+    if not importlib.util.find_spec("sklearn"):
+        raise ModuleNotFoundError(
+            "config.evaluate.draws needs scikit-learn, which is not installed; run:"
+            ' pip install "vicreg_jax[demo]"'
+        )
+
+
 def few_labels(
     splits: Splits,
     encoder: nn.Module,
@@ -44,14 +73,10 @@ def few_labels(
       variables: name -> variables of the encoder, one row each.
 
     Raises:
-      ValueError: a split without labels, or more labels asked for than a class has.
+      ValueError, ModuleNotFoundError: see `check`.
     """
+    check(splits, config)
     train, test = splits
-    if test is None or train.labels is None or test.labels is None:
-        raise ValueError(
-            "config.evaluate.draws needs labels and a labelled test split; the data"
-            f" {config.data.name!r} lacks them; set config.evaluate.draws=0"
-        )
     draws = {
         n: [
             _draw(train.labels, n, config.seed, i) for i in range(config.evaluate.draws)
@@ -139,13 +164,7 @@ def _draw(labels, n, seed, number):
     order = np.argsort(
         np.random.Philox(key=key, counter=counter).random_raw(len(labels))
     )
-    chosen = [order[labels[order] == c][:n] for c in np.unique(labels)]
-    fewest = min(map(len, chosen))
-    if fewest < n:
-        raise ValueError(
-            f"config.evaluate.labels_per_class asks for {n}; a class has only {fewest}"
-        )
-    return np.concatenate(chosen)
+    return np.concatenate([order[labels[order] == c][:n] for c in np.unique(labels)])
 
 
 def _flat(images):

@@ -39,8 +39,8 @@ def create(
     """
     if name not in ENCODERS:
         raise ValueError(f"no encoder {name!r}; there are {', '.join(ENCODERS)}")
-    if width < 1:
-        raise ValueError(f"the width is a factor of at least 1; got {width}")
+    if width < 1 or width != int(width):
+        raise ValueError(f"the width is a whole number of at least 1; got {width}")
     if stem not in ("imagenet", "cifar"):
         raise ValueError(f"the stem is 'imagenet' or 'cifar'; got {stem!r}")
     if name == "digits":

@@ -12,7 +12,7 @@ class DigitsEncoder(nn.Module):
     """Maps images [n, h, w, c] to representations [n, 64 * width].
 
     Five 3 x 3 convolutions, with 2 x 2 average pooling after the third, and the mean
-    over what is left of the image. h and w are at least 6.
+    over what is left of the image. h and w are at least 2.
     """
 
     width: int = 1

@@ -38,6 +38,8 @@ class Expander(nn.Module):
 
     @nn.compact
     def __call__(self, y: jax.Array, *, train: bool) -> jax.Array:
+        if not self.widths:
+            raise ValueError("the expander needs one width or more; got none")
         y = y.astype(self.dtype)
         for i, width in enumerate(self.widths[:-1]):
             y = linear(width, y.shape[-1], dtype=self.dtype, name=f"linear{i}")(y)

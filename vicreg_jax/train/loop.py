@@ -2,6 +2,7 @@
 
 import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -79,11 +80,13 @@ def run(
     if tx is None:
         schedule, tx = parts.optimizer(config, epoch)
     model = parts.model(config, encoder)
+    parts.check_model(model, config)
     step_fn = make_train_step(
         model,
         tx,
         weights=asdict(config.loss),
         mesh=mesh,
+        seed=config.seed,
         render=partial(parts.render, config=config),
     )
     init = jax.jit(
@@ -94,9 +97,20 @@ def run(
 
     with ExitStack() as closing:
         stop = closing.enter_context(Stop())  # left last, after the last save
-        checkpoints = Checkpoints(workdir.absolute() / "checkpoints")
+        checkpoints = Checkpoints(
+            workdir.absolute() / "checkpoints", facts={"examples": len(images)}
+        )
         closing.callback(checkpoints.close)
         start, state = checkpoints.restore(jax.eval_shape(init)) or (0, None)
+        if start > total:
+            raise ValueError(
+                f"{workdir} is at step {start}, but config.epochs={config.epochs} asks"
+                f" for {total} steps; give it more epochs or choose another --workdir"
+            )
+        parts.write_config(workdir, config)
+        if start == total:
+            print(f"{workdir} has finished its {total} steps", file=sys.stderr)
+            return Trained(model.encoder, parts.encoder_variables(state), state)
         feed = Feed(
             partial(parts.batch, planner, images, config),
             start=start,
@@ -116,9 +130,6 @@ def run(
         closing.callback(recorder.close)
         closing.callback(parts.list_broken, images, workdir, recorder.note)
 
-        if start >= total:
-            recorder.note(f"{workdir} has finished its {total} steps")
-            return Trained(model.encoder, parts.encoder_variables(state), state)
         if start:
             recorder.note(f"continuing {workdir} at step {start} of {total}")
         recorder.say("compiling")

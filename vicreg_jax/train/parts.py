@@ -1,6 +1,7 @@
 """From a config to the parts of a run; refuses what cannot work before it compiles."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -30,9 +31,11 @@ def claim(workdir: str | os.PathLike, config: Config) -> Path:
         raise ValueError(
             f"the workdir must be a folder, of a mounted bucket perhaps; got {workdir}"
         )
-    workdir = Path(workdir)
-    path = workdir / "config.json"
-    if path.exists() and (workdir / "metrics.jsonl").exists():
+    workdir = Path(workdir).expanduser()
+    path, record = workdir / "config.json", workdir / "metrics.jsonl"
+    begun = any(workdir.glob("checkpoints/[0-9]*"))
+    begun = begun or (record.exists() and record.stat().st_size > 0)
+    if path.exists() and begun:
         try:
             old = configs.parse(json.loads(path.read_text()))
         except ValueError as error:
@@ -43,18 +46,34 @@ def claim(workdir: str | os.PathLike, config: Config) -> Path:
                 f"{workdir} holds another run: {'; '.join(differences)}. Choose another"
                 " --workdir, or give the old values to continue it"
             )
-    elif workdir.exists() and not workdir.is_dir():
-        raise ValueError(f"the workdir {workdir} is a file; expected a folder")
-    workdir.mkdir(parents=True, exist_ok=True)
+    elif begun:
+        raise ValueError(f"{workdir} holds a run, but its config.json is missing")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the workdir {workdir} cannot be made: {error.strerror}"
+        ) from error
+    return workdir
+
+
+def write_config(workdir: Path, config: Config) -> None:
+    """Writes config.json, whole or not at all."""
+    path = workdir / "config.json"
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(asdict(config), indent=2) + "\n")
     os.replace(draft, path)
-    return workdir
 
 
 def mesh(config: Config) -> Mesh:
     """Returns the mesh of all devices, over which the batch can be divided."""
-    _refuse_idle_gpu()
+    backend = _backend()
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"a run is one process so far; jax.distributed has {jax.process_count()}"
+        )
+    if backend == "cpu" and jax.config.jax_platforms != "cpu":
+        _refuse_idle_gpu()
     found = sharding.data_mesh()
     size, devices = config.data.batch_size, found.size
     if size % devices:
@@ -67,15 +86,32 @@ def mesh(config: Config) -> Mesh:
     return found
 
 
+def _backend():
+    """Starts jax, with what it says about devices in one line."""
+    logger = logging.getLogger("jax._src.xla_bridge")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it would announce the GPU that it does not use
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        wanted = jax.config.jax_platforms
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"jax cannot start JAX_PLATFORMS={wanted}: {reason}"
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
 def _refuse_idle_gpu():
     """Raises where there is an NVIDIA GPU and jax would train on the CPU instead."""
-    if jax.default_backend() != "cpu" or jax.config.jax_platforms == "cpu":
-        return
     if not shutil.which("nvidia-smi"):
         return
-    listing = subprocess.run(
-        ["nvidia-smi", "-L"], capture_output=True, text=True, check=False
-    )
+    command = ["nvidia-smi", "-L"]
+    try:
+        listing = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except subprocess.TimeoutExpired:
+        return
     gpus = [line for line in listing.stdout.splitlines() if line.startswith("GPU")]
     if listing.returncode == 0 and gpus:
         raise ValueError(
@@ -93,7 +129,8 @@ def check_images(images: Any, config: Config) -> None:
     """Raises ValueError where the images are not what the config describes."""
     if isinstance(images, Files):
         return
-    shape, dtype = images[:1].shape, images[:1].dtype
+    sample = images[np.arange(1)]
+    shape, dtype = sample.shape, sample.dtype
     channels = len(config.data.mean)
     if len(shape) != 4 or shape[-1] != channels or dtype != np.uint8:
         raise ValueError(
@@ -140,6 +177,29 @@ def model(config: Config, encoder: nn.Module | None) -> models.JointEmbedding:
     return models.JointEmbedding(encoder, expander)
 
 
+def check_model(module: models.JointEmbedding, config: Config) -> None:
+    """Raises ValueError where an encoder of the user's own does not fit in."""
+    size, channels = config.data.image_size, len(config.data.mean)
+    images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    key = jax.random.key(0)
+
+    def representation(x):
+        return module.init_with_output(key, x, train=False)[0][0]
+
+    try:
+        shape = jax.eval_shape(representation, images).shape
+    except TypeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            "the encoder is called as encoder(images [n, h, w, c], train=bool); it"
+            f" says: {reason}"
+        ) from error
+    if len(shape) != 2 or shape[0] != 2:
+        raise ValueError(
+            f"the encoder must return [n, f]; for {images.shape} it returns {shape}"
+        )
+
+
 def initializer(
     model: nn.Module, tx: optax.GradientTransformation, config: Config
 ) -> Callable[[], TrainState]:
@@ -163,7 +223,7 @@ def initializer(
 def encoder_variables(state: TrainState) -> dict[str, Any]:
     """Returns what `encoder.apply` takes."""
     return {
-        "params": state.params["encoder"],
+        "params": state.params.get("encoder", {}),
         "batch_stats": state.batch_stats.get("encoder", {}),
     }
 

@@ -18,6 +18,7 @@ def make_train_step(
     *,
     weights: Mapping[str, float],
     mesh: Mesh,
+    seed: int = 0,
     render: Callable[[Any], tuple[jax.Array, ...]] = tuple,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict, tuple[jax.Array, jax.Array]]]:
     """Returns a jitted `(state, batch) -> (state, metrics, outputs)`.
@@ -32,6 +33,7 @@ def make_train_step(
       tx: any optax transformation.
       weights: of the fields of `losses.VicregTerms`, all of them.
       mesh: of one axis, "data"; the leading axis of the batch is divided over it.
+      seed: of dropout, should the model have any.
       render: batch -> images of the views, [n, h, w, c] each; by default the batch is
         a sequence of them.
 
@@ -48,7 +50,7 @@ def make_train_step(
         outputs = []
         for i, view in enumerate(images):
             variables = {"params": params, "batch_stats": batch_stats}
-            dropout = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), step), i)
+            dropout = jax.random.fold_in(jax.random.key(seed), 2 * step + i)
             output, updated = model.apply(
                 variables,
                 view,
@@ -70,7 +72,8 @@ def make_train_step(
             state.params, state.batch_stats, images, state.step
         )
         batch_stats, terms, outputs = aux
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        update = optax.with_extra_args_support(tx).update
+        updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         values = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
         return (

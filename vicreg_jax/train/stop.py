@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: the run saves first, then leaves."""
 
+import os
 import signal
 import threading
 
@@ -23,7 +24,7 @@ class Stop:
 
     def __exit__(self, error, *_):
         for number, old in self._old.items():
-            signal.signal(number, old)
+            signal.signal(number, old or signal.SIG_DFL)  # None: set by C code
         if error is None and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if error is None and self.signal:
@@ -31,4 +32,5 @@ class Stop:
 
     def _remember(self, number, frame):
         self.signal = number
-        signal.signal(number, self._old[number])
+        signal.signal(number, self._old[number] or signal.SIG_DFL)
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
