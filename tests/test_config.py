@@ -120,10 +120,10 @@ BAD = [
     ("data.name", None, "config.data.name is of type str; got None"),
     ("optimizer.base_lr", None, "config.optimizer.base_lr is of type float; got None"),
     ("augment.flip", False, "config.augment.flip is of type float; got False"),
-    ("model.expander", 64, "config.model.expander is of type tuple[int, ...]; got 64"),
-    ("data.mean", "0.5", "config.data.mean is of type tuple[float, ...]; got '0.5'"),
-    ("evaluate.labels_per_class", [1.5], "is of type int; got 1.5"),
-    ("data", 3, "config.data holds fields; got 3"),
+    ("model.expander", 64, "config.model.expander is of type tuple of int; got 64"),
+    ("data.mean", "0.5", "config.data.mean is of type tuple of float; got '0.5'"),
+    ("evaluate.labels_per_class", [1.5], "is of type tuple of int; got [1.5]"),
+    ("data", 3, "config.data is a mapping of fields; got 3"),
     # a value that there is not
     ("task", "train", "config.task must be one of pretrain; got train"),
     (
@@ -172,6 +172,9 @@ BAD = [
     ),
     ("data.batch_size", 1, "config.data.batch_size must be 2 or more; got 1"),
     ("data.name", "arrays", "config.data.path is empty; data.name"),
+    ("data.path", "x.npz", "data.path is 'x.npz', but data.name is 'fake'; did you"),
+    ("data.image_size", 1, "config.data.image_size must be 2 or more; got 1"),
+    ("model.expander", [16, 1], "config.model.expander must be 2 or more; got 1"),
 ]
 
 
@@ -195,6 +198,11 @@ def test_an_impossible_value_is_refused_in_one_line(name, value, message):
 def test_numbers_that_are_not_finite_are_refused(name, value):
     with pytest.raises(ValueError, match=f"config.{name} must be"):
         config.parse(nested(name, value))
+
+
+def test_no_config_at_all_is_refused():
+    with pytest.raises(ValueError, match="^config is a mapping of fields; got None$"):
+        config.parse(None)
 
 
 def test_a_seed_too_large_for_a_random_key_is_refused():

@@ -1,6 +1,7 @@
 """The train step and `train.run` with the user's own parts."""
 
 import json
+import signal
 
 import chex
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 
 from vicreg_jax import losses, models, optim, sharding, train
@@ -34,6 +36,14 @@ class Linear(nn.Module):
     def __call__(self, x, *, train):
         x = nn.Dropout(0.1)(x.reshape(len(x), -1), deterministic=not train)
         return nn.Dense(self.features)(x)
+
+
+class Maps(nn.Module):
+    """Returns [n, h, w, c] where [n, f] is expected."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(3)(x)
 
 
 def images(n=64, size=8, channels=1, seed=0):
@@ -155,6 +165,74 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_p
     chex.assert_tree_all_finite(trained.state.params)
 
 
+def test_a_nan_between_two_log_lines_does_not_reach_a_checkpoint(tmp_path):
+    config = SMALL | dict(epochs=4, every=dict(log_steps=1000))
+    tx = optax.sgd(lambda step: jnp.where(step < 9, 1e-3, jnp.inf))
+    with pytest.raises(FloatingPointError, match="nan at step 12"):
+        train.run(config, tmp_path, source=images(), tx=tx)
+    saved = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert saved == ["4", "8"]
+
+
+def test_another_data_set_or_fewer_epochs_do_not_continue_a_run(tmp_path):
+    train.run(SMALL, tmp_path, source=images())
+    with pytest.raises(ValueError, match="made with 64 examples, now there are 96"):
+        train.run(SMALL | dict(epochs=4), tmp_path, source=images(96))
+    shorter = SMALL | dict(epochs=1, optimizer=dict(warmup_epochs=0))
+    with pytest.raises(ValueError, match="holds another run: optimizer.warmup_epochs"):
+        train.run(shorter, tmp_path, source=images())
+    before = (tmp_path / "config.json").read_bytes()
+    (tmp_path / "b").mkdir()
+    config = SMALL | dict(optimizer=dict(warmup_epochs=0))
+    train.run(config, tmp_path / "b", source=images())
+    with pytest.raises(ValueError, match="at step 8, but config.epochs=1 asks for 4"):
+        train.run(config | dict(epochs=1), tmp_path / "b", source=images())
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_workdir_in_which_nothing_was_trained_is_free(tmp_path):
+    def fails(step):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train.run(SMALL, tmp_path, source=images(), tx=optax.sgd(fails))
+    other = SMALL | dict(seed=7)
+    assert int(train.run(other, tmp_path, source=images()).state.step) == 8
+
+
+def test_a_signal_while_it_compiles_is_kept_until_a_step_is_saved(tmp_path):
+    def rate(step):  # called when the step is traced
+        signal.raise_signal(signal.SIGINT)
+        return 1e-3
+
+    with pytest.raises(KeyboardInterrupt):
+        train.run(SMALL, tmp_path, source=images(), tx=optax.sgd(rate))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "message"),
+    [
+        (nn.Dense(3), r"encoder\(images \[n, h, w, c\], train=bool\)"),
+        (Maps(), r"must return \[n, f\]; for \(2, 8, 8, 1\) it returns"),
+    ],
+)
+def test_an_encoder_that_does_not_fit_is_refused(encoder, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train.run(SMALL, tmp_path / "run", encoder=encoder, source=images())
+    assert not (tmp_path / "run").exists()
+
+
+def test_optax_transformations_with_keys_or_values_work(tmp_path):
+    noisy = optax.chain(optax.sgd(1e-3), optax.add_noise(0.1, 0.5, 0))
+    plateau = optax.chain(optax.sgd(1e-3), optax.contrib.reduce_on_plateau())
+    for name, tx in (("noisy", noisy), ("plateau", plateau)):
+        with jax.numpy_dtype_promotion("standard"):  # optax's own
+            trained = train.run(SMALL, tmp_path / name, source=images(), tx=tx)
+            again = train.run(SMALL, tmp_path / name, source=images(), tx=tx)
+        chex.assert_trees_all_equal(trained.variables, again.variables)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -185,7 +263,7 @@ def test_run_refuses_a_bucket_and_a_file_as_workdir(tmp_path):
         train.run(SMALL, "gs://b/run", source=images())
     file = tmp_path / "file"
     file.touch()
-    with pytest.raises(ValueError, match="is a file; expected a folder"):
+    with pytest.raises(ValueError, match="file cannot be made: File exists"):
         train.run(SMALL, file, source=images())
 
 

@@ -108,7 +108,9 @@ class Bar:
             f", covariance {metrics['covariance']:.2f}"
             f"; std {metrics['embedding_std']:.2f}"
         )
-        rate = f"{metrics.get('images_per_second', 0):.0f} images/s"
+        rate = ""
+        if "images_per_second" in metrics:
+            rate = f"{metrics['images_per_second']:.0f} images/s"
         self._progress.update(self._task, rate=rate)
         now = time.monotonic()
         if not self._live and (now - self._spoke > 10 or step == self._total):
