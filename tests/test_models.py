@@ -479,5 +479,5 @@ def test_an_unknown_stem_is_refused():
 
 
 def test_a_width_below_one_is_refused():
-    with pytest.raises(ValueError, match="a factor of at least 1; got 0"):
+    with pytest.raises(ValueError, match="a whole number of at least 1; got 0"):
         models.create("resnet18", width=0)

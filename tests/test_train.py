@@ -12,8 +12,8 @@ import optax
 import optax.contrib
 import pytest
 
+from vicreg_jax import config as configs
 from vicreg_jax import losses, models, optim, sharding, train
-from vicreg_jax.config import Config
 from vicreg_jax.state import TrainState
 from vicreg_jax.train import parts
 
@@ -268,7 +268,7 @@ def test_run_refuses_a_bucket_and_a_file_as_workdir(tmp_path):
 
 
 def test_the_untrained_encoder_is_where_the_run_starts(tmp_path):
-    config = Config(**{k: getattr(parts.configs.parse(SMALL), k) for k in SMALL})
+    config = configs.parse(SMALL)
     init = parts.initializer(parts.model(config, None), optax.sgd(1.0), config)
     chex.assert_trees_all_equal(
         train.untrained(config), parts.encoder_variables(jax.jit(init)())

@@ -1,13 +1,10 @@
 """From a config to the parts of a run; refuses what cannot work before it compiles."""
 
-import json
 import logging
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -17,52 +14,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from vicreg_jax import config as configs
 from vicreg_jax import models, optim, sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data import pixels, plan, sources, views
 from vicreg_jax.data.files import Files
 from vicreg_jax.state import TrainState
-
-
-def claim(workdir: str | os.PathLike, config: Config) -> Path:
-    """Returns the workdir, created, with this config; refuses one of another run."""
-    if "://" in str(workdir):
-        raise ValueError(
-            f"the workdir must be a folder, of a mounted bucket perhaps; got {workdir}"
-        )
-    workdir = Path(workdir).expanduser()
-    path, record = workdir / "config.json", workdir / "metrics.jsonl"
-    begun = any(workdir.glob("checkpoints/[0-9]*"))
-    begun = begun or (record.exists() and record.stat().st_size > 0)
-    if path.exists() and begun:
-        try:
-            old = configs.parse(json.loads(path.read_text()))
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        differences = configs.differences(old, config)
-        if differences:
-            raise ValueError(
-                f"{workdir} holds another run: {'; '.join(differences)}. Choose another"
-                " --workdir, or give the old values to continue it"
-            )
-    elif begun:
-        raise ValueError(f"{workdir} holds a run, but its config.json is missing")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"the workdir {workdir} cannot be made: {error.strerror}"
-        ) from error
-    return workdir
-
-
-def write_config(workdir: Path, config: Config) -> None:
-    """Writes config.json, whole or not at all."""
-    path = workdir / "config.json"
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(asdict(config), indent=2) + "\n")
-    os.replace(draft, path)
 
 
 def mesh(config: Config) -> Mesh:
@@ -226,16 +182,6 @@ def encoder_variables(state: TrainState) -> dict[str, Any]:
         "params": state.params.get("encoder", {}),
         "batch_stats": state.batch_stats.get("encoder", {}),
     }
-
-
-def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None:
-    """Writes the files that had to be replaced into the workdir, if there are any."""
-    broken = images.broken if isinstance(images, Files) else {}
-    if broken:
-        path = workdir / "broken_files.txt"
-        lines = [f"{images.paths[i]}\t{broken[i]}\n" for i in sorted(broken)]
-        path.write_text("".join(lines))
-        note(f"{len(broken)} files could not be read and were replaced; see {path}")
 
 
 def policies(config: Config) -> list[views.Policy]:

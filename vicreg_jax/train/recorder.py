@@ -1,0 +1,113 @@
+"""What a run says of itself: metrics written, shown and judged."""
+
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from vicreg_jax import log, metrics, sharding
+from vicreg_jax.config import Config
+from vicreg_jax.data.feed import Feed
+
+
+def check_finite(step: int, values: dict[str, Any]) -> None:
+    """Raises FloatingPointError where the loss or the gradient is not a number."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(values[name]):
+            raise FloatingPointError(
+                f"{name} is {values[name]} at step {step}, the last checkpoint is from"
+                " before; start again in another --workdir with a lower"
+                " optimizer.base_lr"
+            )
+
+
+class Recorder:
+    """Writes, shows and judges the metrics of steps.
+
+    It fetches those of a step only after the next has been dispatched, so that the
+    device never waits for it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        mesh: Mesh,
+        feed: Feed,
+        *,
+        start: int,
+        epoch: int,
+        schedule: optax.Schedule | None,
+        wandb_run: Any,
+    ):
+        self._config, self._epoch, self._schedule = config, epoch, schedule
+        self._total = config.epochs * epoch
+        self._writer = log.Writer(workdir, step=start, wandb_run=wandb_run)
+        self._bar = log.Bar(total=self._total, done=start)
+        self.say, self.note = self._bar.say, self._bar.note
+        # On one device: a singular value decomposition cannot be split.
+        self._gather = jax.jit(tuple, out_shardings=sharding.whole(mesh))
+        self._diagnose = jax.jit(metrics.diagnostics)
+        self._feed, self._clock = feed, None
+        self._waiting, self._healthy = None, True
+
+    def step(self, step: int, values: dict, outputs: tuple) -> None:
+        """Takes the device's results of a finished or unfinished step."""
+        self.flush()
+        self._bar.step(step)
+        if self._clock is None:
+            self._clock = (step, time.perf_counter(), self._feed.waited)
+        logged = step in (1, self._epoch, self._total)
+        if logged or step % self._config.every.log_steps == 0:
+            # Queued before the next step, so that fetching waits for no other.
+            first = [x.addressable_data(0) for x in self._gather(outputs)]
+            values = values | self._diagnose(*first)
+            n, d = outputs[1].shape
+            floor = 2 * max(d - 1, 1) / (n - 1)  # of both views
+            values["covariance_over_noise"] = values["covariance"] / floor
+            if self._schedule:
+                values["learning_rate"] = self._schedule(step - 1)
+            self._waiting = (step, values)
+
+    def flush(self) -> None:
+        """Records the latest metrics, if they are not yet."""
+        if self._waiting is None:
+            return
+        step, values = self._waiting
+        self._waiting = None
+        values = {name: float(x) for name, x in jax.device_get(values).items()}
+        check_finite(step, values)
+        values |= {"epoch": step / self._epoch, **self._speed(step)}
+        self._writer.write(step, values)
+        self._bar.show(step, values)
+        self._judge(step, values)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._writer.close()
+
+    def _judge(self, step, values):
+        weights = asdict(self._config.loss)
+        verdict = metrics.judge(self._writer.first, values, weights)
+        if step == self._epoch or verdict.healthy != self._healthy:
+            word = "healthy" if verdict.healthy else "NOT healthy"
+            self.note(f"health at step {step}: {word}: {verdict.reason}")
+        self._healthy = verdict.healthy
+
+    def _speed(self, step):
+        """Returns images (pairs of views) per second, and the share of time waiting."""
+        now = (step, time.perf_counter(), self._feed.waited)
+        steps, seconds, waited = np.subtract(now, self._clock)
+        if not steps:
+            return {}
+        self._clock = now
+        return {
+            "images_per_second": float(steps * self._config.data.batch_size / seconds),
+            "data_wait": float(waited / seconds),
+        }
