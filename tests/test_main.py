@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from vicreg_jax import evaluate
+from vicreg_jax.evaluate.probes import Accuracy
+
 ROOT = Path(__file__).parents[1]
 DIGITS = f"--config={ROOT}/configs/digits.py"
 TINY = (
@@ -189,6 +192,20 @@ def test_eight_virtual_devices_neither_hang_nor_change_the_result(whole_run, tmp
     # Sums in another order; 28 steps let the difference grow.
     assert eight[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
     assert eight[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=1e-2)
+
+
+def test_the_demo_beats_raw_pixels_on_images_that_its_recipe_was_chosen_on(tmp_path):
+    # Not the test split: that is for the demo itself.
+    done = main(DIGITS, "--config.data.validation=True", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "few_labels.json").read_text())
+    gains = evaluate.gains([Accuracy(**row) for row in table])
+    for probe in ("1-NN", "linear"):
+        for labels in (1, 5, 10):
+            _, low, _ = gains[probe, labels]
+            assert low > 0
+        mean, _, _ = gains[probe, 0]
+        assert mean >= -100 * 2 / 360 - 1e-9  # at most two images fewer
 
 
 def test_a_run_without_variance_collapses_and_the_program_says_why(tmp_path):
