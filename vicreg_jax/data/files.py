@@ -88,6 +88,7 @@ class Files:
             jobs = zip(indices[rows].tolist(), images, found.box, rows, strict=True)
             good = self._threads.map(lambda job: self._cut(crops, *job), jobs)
             rows = rows[~np.fromiter(good, bool)]
+            self._refuse_many_broken()
             indices[rows] = (indices[rows] + 1) % len(self)
         return crops, parameters
 
@@ -124,8 +125,10 @@ class Files:
     def _note(self, index, error):
         reason = str(error).partition(" <_io.")[0]
         self.broken[index] = f"{type(error).__name__}: {reason}"
+
+    def _refuse_many_broken(self):
         if len(self.broken) > max(1, BROKEN_AT_MOST * len(self)):
-            names = ", ".join(str(self.paths[i]) for i in list(self.broken)[:3])
+            names = ", ".join(str(self.paths[i]) for i in sorted(self.broken)[:3])
             raise ValueError(
                 f"{len(self.broken)} of {len(self)} image files cannot be read, such as"
                 f" {names}; mend or remove them"
