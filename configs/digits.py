@@ -17,9 +17,11 @@ def get_config():
     c.seed = 0
     c.epochs = 90
 
-    c.data = dict(name="digits", path="", validation=False)
+    c.data = dict(name="digits", path="", dataset="", split="train")
+    c.data.validation = False
     c.data.batch_size = 128
     c.data.image_size = 8
+    c.data.resize = "auto"
     c.data.mean = (0.0,)
     c.data.std = (1.0,)
 
@@ -29,13 +31,15 @@ def get_config():
     c.augment.update(grey=0.0, blur=(0.0, 0.0), sigma=(0.1, 2.0), solarize=(0.0, 0.0))
 
     c.model = dict(encoder="digits", width=1, stem="imagenet")
-    c.model.update(expander=(128, 128, 128), dtype="float32")
+    c.model.zero_init_residual = True
+    c.model.update(expander=(128, 128, 128), expander_bias=False)
+    c.model.dtype = "float32"
 
     c.loss = dict(invariance=25.0, variance=25.0, covariance=1.0)
 
     c.optimizer = dict(name="adamw", base_lr=2e-2, weight_decay=1e-4)
     c.optimizer.update(momentum=0.9, trust_coefficient=1e-3, clip=False)
-    c.optimizer.update(warmup_epochs=9.0, end_scale=1e-3)
+    c.optimizer.update(warmup_epochs=9.0, warmup_start=0.0, end_scale=1e-3)
 
     c.every = dict(log_steps=10, checkpoint_epochs=10)
     c.evaluate = dict(labels_per_class=(1, 5, 10), draws=100)

@@ -12,8 +12,8 @@ Result: depends on the images. Watch `embedding_std` (it should rise towards 1) 
 from configs import imagenet
 
 
-def get_config():
-    c = imagenet.get_config()
+def get_config(policy="official"):
+    c = imagenet.get_config(policy)
     c.epochs = 200
     c.data.batch_size = 256
     c.data.image_size = 128

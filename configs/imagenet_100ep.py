@@ -16,6 +16,8 @@ BASE_LR = {128: 0.8, 256: 0.5, 512: 0.4, 1024: 0.3, 2048: 0.3, 4096: 0.3}
 
 
 def get_config(batch_size="2048"):
+    if batch_size not in map(str, BASE_LR):
+        raise ValueError(f"no rate for a batch of {batch_size}; there are {BASE_LR}")
     c = imagenet.get_config()
     c.epochs = 100
     c.data.batch_size = int(batch_size)

@@ -11,8 +11,8 @@ reproduced here.
 from configs import imagenet
 
 
-def get_config():
-    c = imagenet.get_config()
+def get_config(policy="official"):
+    c = imagenet.get_config(policy)
     c.model.encoder = "resnet200"
     c.model.width = 2
     return c

@@ -25,8 +25,8 @@ def load(path):
 
 def with_path(given):
     """The config with the path of data that its user would give."""
-    if given.data.name in ("folder", "arrays"):
-        assert given.data.path == ""
+    assert given.data.path == ""
+    if given.data.name in config.NEEDS_PATH:
         given.data.path = "somewhere"
     return given
 
@@ -129,9 +129,9 @@ BAD = [
     (
         "data.name",
         "mnist",
-        "config.data.name must be one of folder, arrays, digits, fake",
+        "data.name must be one of folder, tfds, tfrecord, arrays, digits, fake; got",
     ),
-    ("model.stem", "torch", "must be one of imagenet, cifar; got torch"),
+    ("model.stem", "torch", "one of imagenet, cifar, solo_learn; got torch"),
     ("model.dtype", "float16", "must be one of float32, bfloat16; got float16"),
     ("optimizer.name", "sgd", "must be one of lars, adamw; got sgd"),
     # not positive, negative, not finite, no probability
@@ -171,7 +171,9 @@ BAD = [
         "config.loss: all weights are zero; nothing would be learned",
     ),
     ("data.batch_size", 1, "config.data.batch_size must be 2 or more; got 1"),
-    ("data.name", "arrays", "config.data.path is empty; data.name"),
+    ("data.name", "arrays", "config.data.path is empty; data.name 'arrays' needs the"),
+    ("data.name", "tfrecord", "needs the TFRecord files, such as DIR/train-*, there"),
+    ("data.name", "tfds", "config.data.dataset is empty; data.name 'tfds' needs the"),
     ("data.path", "x.npz", "data.path is 'x.npz', but data.name is 'fake'; did you"),
     ("data.image_size", 1, "config.data.image_size must be 2 or more; got 1"),
     ("model.expander", [16, 1], "config.model.expander must be 2 or more; got 1"),

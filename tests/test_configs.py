@@ -16,10 +16,10 @@ from vicreg_jax.train import parts
 NAMES = sorted(p.stem for p in Path(__file__).parents[1].glob("configs/*.py"))
 
 
-def recipe(name, **data):
-    given = importlib.import_module(f"configs.{name}").get_config()
+def recipe(which, **data):
+    given = importlib.import_module(f"configs.{which}").get_config()
     given.data.update(data)
-    if given.data.name in ("folder", "arrays"):
+    if given.data.name in configs.NEEDS_PATH:
         given.data.path = "somewhere"  # the user's
     return given
 
@@ -37,7 +37,8 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     parameters = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype), parameters
     )
-    shape = (b, 2, size, size) if data.name == "folder" else (b, size, size)
+    crops = data.name == "folder" or name == "imagenette"
+    shape = (b, 2, size, size) if crops else (b, size, size)
     images = jax.ShapeDtypeStruct((*shape, channels), jnp.uint8)
     step = train.make_train_step(
         model,
@@ -55,13 +56,26 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     assert set(metrics) == {"loss", "grad_norm", *vars(config.loss)}
 
 
-@pytest.mark.parametrize("name", ["imagenet", "folder", "cifar10", "fake"])
+# family -> where the images come from
+FAMILIES = {
+    "imagenet": "folder",
+    "folder": "folder",
+    "imagenette": "folder",
+    "cifar10": "arrays",
+    "cifar10_sololearn": "arrays",
+    "fake": "fake",
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_shrunk_recipe_takes_steps(name, tmp_path):
-    given = recipe(name, batch_size=8, image_size=32)
+    given = recipe(name, batch_size=8, image_size=32, name=FAMILIES[name])
     given.epochs = 2
     given.optimizer.warmup_epochs = 1.0
-    encoder = "resnet18" if name == "imagenet" else "digits"  # which compiles faster
-    given.model.update(encoder=encoder, stem="cifar", expander=(16, 16))
+    stem = "cifar" if given.model.stem == "imagenet" else given.model.stem
+    slow = name in ("imagenet", "cifar10_sololearn")
+    encoder = "resnet18" if slow else "digits"  # which compiles faster
+    given.model.update(encoder=encoder, stem=stem, expander=(16, 16))
     given.evaluate.draws = 0
     pictures = np.random.default_rng(0).integers(0, 256, (16, 40, 48, 3), np.uint8)
     if given.data.name == "folder":
@@ -84,11 +98,49 @@ def test_the_ablation_recipe_has_the_papers_rate_for_each_batch(batch, rate):
     assert given.data.batch_size == int(batch) and given.optimizer.base_lr == rate
 
 
+@pytest.mark.parametrize("name", ["imagenet", "folder", "cifar10", "imagenet_100ep"])
+def test_an_unknown_variant_is_refused_with_the_known_ones(name):
+    known = "there are {128" if "100ep" in name else "there are official, paper, solo"
+    with pytest.raises(ValueError, match=known):
+        importlib.import_module(f"configs.{name}").get_config("other")
+
+
+# blur and solarize of both views, least share of the crop: official in the authors'
+# code, paper in its section 4.1, and solo-learn's scripts/pretrain
+PUBLISHED = {
+    "official": ((1.0, 0.1), (0.0, 0.2), 0.08),
+    "paper": ((0.5, 0.5), (0.1, 0.1), 0.08),
+    "solo_learn": ((0.5, 0.5), (0.1, 0.1), 0.2),
+    "solo_learn_cifar": ((0.0, 0.0), (0.1, 0.1), 0.2),
+}
+
+
+@pytest.mark.parametrize("policy", PUBLISHED)
+def test_a_policy_is_the_published_one(policy):
+    module = importlib.import_module("configs.imagenet")
+    assert set(module.POLICIES) == set(PUBLISHED)
+    given = module.get_config(policy)
+    given.data.path = "somewhere"
+    config = configs.parse(given)
+    blur, solarize, least = PUBLISHED[policy]
+    first, second = parts.policies(config)
+    assert ((first.blur, second.blur), (first.solarize, second.solarize)) == (
+        blur,
+        solarize,
+    )
+    shared = first._replace(blur=0, solarize=0)
+    assert shared == second._replace(blur=0, solarize=0)
+    assert shared == views.Policy(
+        **dict(crop_scale=(least, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.5),
+        **dict(rotation=0.0, shear=0.0, jitter=0.8, brightness=0.4, contrast=0.4),
+        **dict(saturation=0.2, hue=0.1, grey=0.2, blur=0, sigma=(0.1, 2.0)),
+        solarize=0,
+    )
+
+
 def test_imagenet_is_the_published_recipe():
     c = configs.parse(recipe("imagenet"))
     assert (c.epochs, c.data.batch_size, c.optimizer.base_lr) == (1000, 2048, 0.2)
     assert c.model.expander == (8192, 8192, 8192)
-    first, second = parts.policies(c)
-    assert (first.blur, second.blur) == (1.0, 0.1)
-    assert (first.solarize, second.solarize) == (0.0, 0.2)
-    assert first._replace(blur=0, solarize=0) == second._replace(blur=0, solarize=0)
+    assert vars(c.augment) == dict(recipe("imagenet_resnet50x2").augment)
+    assert parts.policies(c)[0].blur == 1.0  # "official"

@@ -59,3 +59,32 @@ def test_a_consumer_that_leaves_early_leaves_no_thread(mesh):
         if thread.name.startswith("feed"):
             thread.join(timeout=10)
             assert not thread.is_alive()
+
+
+def test_the_slowest_stage_is_named_with_what_to_do(mesh):
+    seconds = {"read": 0.0, "decode": 0.0, "resize": 0.0}
+
+    def make(step):
+        time.sleep(0.02)
+        seconds["decode"] += 0.015
+        seconds["resize"] += 0.005
+        return np.zeros(8)
+
+    split = sharding.split(mesh)
+    feed = Feed(make, start=0, stop=5, sharding=split, seconds=seconds)
+    list(feed)
+    found = feed.bottleneck()
+    assert found.startswith("decode is the slowest stage (decode ")
+    assert "resize " in found and found.endswith("or store the images smaller")
+    plain = Feed(make, start=0, stop=5, sharding=split)
+    list(plain)
+    assert plain.bottleneck().startswith("prepare is the slowest stage")
+
+
+def test_the_global_batch_is_made_of_this_process_rows(mesh):
+    rows = sharding.rows(16)
+    assert rows == slice(0, 16)  # one process has them all
+    feed = Feed(
+        lambda s: np.arange(16)[rows], start=0, stop=1, sharding=sharding.split(mesh)
+    )
+    np.testing.assert_array_equal(next(iter(feed)), np.arange(16))

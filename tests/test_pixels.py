@@ -283,3 +283,37 @@ def test_what_a_policy_never_does_is_not_compiled():
         return len(jax.make_jaxpr(f)(images, v).eqns)
 
     assert equations(still) < equations(POLICY) / 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_image_after_the_other_gives_what_all_at_once_give(channels):
+    images, v = jnp.asarray(noise(n=24, channels=channels)), view(24)
+    still = jnp.arange(24) % 4 == 0  # as if no jitter was drawn for these
+    factors = {
+        name: jnp.where(still, 1, getattr(v, name))
+        for name in ("brightness", "contrast", "saturation")
+    }
+    v = v._replace(**factors, hue=jnp.where(still, 0, v.hue))
+    render = partial(pixels.render, size=10, policy=POLICY)
+    want = jax.jit(render)(images, v)
+    got = jax.jit(partial(render, in_turn=True))(images, v)
+    differences = np.abs(np.asarray(got) - want)
+    # Rounding; where hue is cut to 8 bits or a pixel is solarized, it may show.
+    assert np.mean(differences > 1e-5) < 0.01
+    assert np.mean(differences) < 1e-4
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_view_for_which_nothing_was_drawn_is_the_image(in_turn):
+    images = jnp.asarray(noise(n=3, height=12, width=12))
+    n, zeros, ones = 3, jnp.zeros(3), jnp.ones(3)
+    no = zeros.astype(bool)
+    v = views.Parameters(
+        box=boxes(n, 0.0, 0.0, 12.0, 12.0),
+        **dict(flip=no, rotation=zeros, shear=zeros, brightness=ones, contrast=ones),
+        **dict(saturation=ones, hue=zeros, grey=no, sigma=zeros, solarize=no),
+        order=jnp.tile(jnp.arange(4)[None], (n, 1)),
+    )
+    policy = POLICY._replace(rotation=0.0, shear=0.0)
+    got = pixels.render(images, v, size=12, policy=policy, in_turn=in_turn)
+    np.testing.assert_allclose(got, pixels.as_float(images), atol=1e-6)

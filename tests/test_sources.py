@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vicreg_jax import config
 from vicreg_jax.data import sources
@@ -162,13 +163,28 @@ def test_an_npy_file_is_refused(tmp_path):
         sources.arrays(str(tmp_path / "examples.npy"))
 
 
-def test_fake_images_depend_on_the_seed_alone():
-    make = lambda seed: sources.fake(examples=6, image_size=5, channels=3, seed=seed)  # noqa: E731
-    train, test = make(1)
-    assert train.images.shape == (6, 5, 5, 3) and train.images.dtype == np.uint8
-    assert train.labels is None and test is None
-    np.testing.assert_array_equal(train.images, make(1).train.images)
-    assert not np.array_equal(train.images, make(2).train.images)
+def noise(seed, examples=6):
+    made = sources.Noise(examples=examples, image_size=5, channels=3, seed=seed)
+    return made[np.arange(examples)]
+
+
+def test_noise_depends_on_the_seed_alone():
+    assert noise(1).shape == (6, 5, 5, 3) and noise(1).dtype == np.uint8
+    np.testing.assert_array_equal(noise(1), noise(1))
+    assert not np.array_equal(noise(1), noise(2))
+
+
+def test_much_noise_is_a_few_images_that_repeat(monkeypatch):
+    monkeypatch.setattr(sources.Noise, "DIFFERENT", 4)
+    images = noise(1, examples=10)
+    assert len({image.tobytes() for image in images}) == 4
+    np.testing.assert_array_equal(images, images[np.arange(10) % 4])
+
+
+def test_noise_has_as_many_examples_as_asked_for_and_no_need_of_memory_for_them():
+    many = sources.Noise(examples=10**9, image_size=5, channels=3, seed=0)
+    assert len(many) == 10**9
+    assert many[np.array([3, 10**9 - 1])].shape == (2, 5, 5, 3)
 
 
 def test_load_takes_the_source_that_the_config_names(tmp_path):
@@ -178,4 +194,14 @@ def test_load_takes_the_source_that_the_config_names(tmp_path):
     data = config.Data(name="digits", validation=True)
     assert len(sources.load(data, seed=0).train.images) == 1077
     data = config.Data(name="fake", batch_size=4, image_size=8, mean=(0.5,), std=(1.0,))
-    assert sources.load(data, seed=0).train.images.shape == (40, 8, 8, 1)
+    fake = sources.load(data, seed=0).train.images
+    assert len(fake) == 40 and fake[np.arange(40)].shape == (40, 8, 8, 1)
+
+
+def test_load_takes_the_labels_of_a_folder_from_its_classes(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(IMAGES[0]).save(tmp_path / name / "0.png")
+    train, test = sources.load(config.Data(name="folder", path=str(tmp_path)), seed=0)
+    assert train.labels.tolist() == [0, 1] and test is None
+    np.testing.assert_array_equal(train.images.whole(1), IMAGES[0])

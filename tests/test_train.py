@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 
 import chex
 import flax.linen as nn
@@ -153,6 +154,22 @@ def test_a_source_needs_only_a_length_and_indexing(tmp_path):
     a = train.run(config, tmp_path / "a", source=Lazy())
     b = train.run(config, tmp_path / "b", source=images())
     chex.assert_trees_all_equal(a.state, b.state)
+
+
+def test_a_run_that_waits_for_its_images_says_so_once(tmp_path, capsys):
+    class Slow:
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, indices):
+            time.sleep(0.2)
+            return images()[indices]
+
+    train.run(SMALL, tmp_path / "slow", source=Slow())
+    found = capsys.readouterr().err
+    assert found.count("of the time for images; prepare is the slowest stage") == 1
+    train.run(SMALL, tmp_path / "fast", source=images())
+    assert "of the time for images" not in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_path):

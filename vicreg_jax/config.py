@@ -16,11 +16,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Data:
-    name: str = "fake"  # folder, arrays, digits or fake
-    path: str = ""  # of the folder of images, or of the .npz file of arrays
+    name: str = "fake"  # folder, tfds, tfrecord, arrays, digits or fake
+    path: str = ""  # folder of images, .npz of arrays, TFRecords, tfds data_dir
+    dataset: str = ""  # of tfds: its name, if need be with /config and :version
+    split: str = "train"  # of tfds
     validation: bool = False  # digits: hold out 360 training images, hide the test
     batch_size: int = 2048  # over all devices
     image_size: int = 224  # height and width of a view, in pixels
+    resize: str = "auto"  # image files on the host or device; auto: on accelerators
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, of images in [0, 1]
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -49,8 +52,10 @@ class Augment:
 class Model:
     encoder: str = "resnet50"
     width: int = 1  # factor on the encoder's channels
-    stem: str = "imagenet"  # or cifar
+    stem: str = "imagenet"  # or cifar, or solo_learn for that library's CIFAR
+    zero_init_residual: bool = True  # a residual block starts as the identity
     expander: tuple[int, ...] = (8192, 8192, 8192)
+    expander_bias: bool = False  # of the last layer
     dtype: str = "float32"  # of the computation, or bfloat16; parameters are float32
 
 
@@ -72,6 +77,7 @@ class Optimizer:
     trust_coefficient: float = 1e-3
     clip: bool = False  # the trust ratio, as in the CIFAR recipes
     warmup_epochs: float = 10.0
+    warmup_start: float = 0.0  # learning rate of the first step
     end_scale: float = 1e-3  # last learning rate over the peak
 
 
@@ -109,10 +115,16 @@ CHANGEABLE = ("epochs", "every.", "evaluate.", "wandb")
 
 CHOICES = {
     "task": ("pretrain",),
-    "data.name": ("folder", "arrays", "digits", "fake"),
-    "model.stem": ("imagenet", "cifar"),
+    "data.name": ("folder", "tfds", "tfrecord", "arrays", "digits", "fake"),
+    "data.resize": ("auto", "host", "device"),
+    "model.stem": ("imagenet", "cifar", "solo_learn"),
     "model.dtype": ("float32", "bfloat16"),
     "optimizer.name": ("lars", "adamw"),
+}
+NEEDS_PATH = {
+    "folder": "the folder of images",
+    "tfrecord": "the TFRecord files, such as DIR/train-*,",
+    "arrays": "the .npz file",
 }
 POSITIVE = (
     *("epochs", "data.batch_size", "data.image_size", "data.std", "model.width"),
@@ -128,7 +140,7 @@ NOT_NEGATIVE = (
     *("seed", "augment.rotation"),
     *("loss.invariance", "loss.variance", "loss.covariance"),
     *("optimizer.weight_decay", "optimizer.momentum", "optimizer.warmup_epochs"),
-    *("optimizer.end_scale", "evaluate.draws"),
+    *("optimizer.warmup_start", "optimizer.end_scale", "evaluate.draws"),
 )
 
 
@@ -274,13 +286,19 @@ def _check(config):
         last = values[name][-1] if name == "model.expander" else values[name]
         if last < 2:
             raise ValueError(f"config.{name} must be 2 or more; got {last}")
-    if config.data.name in ("folder", "arrays") and not config.data.path:
+    data = config.data
+    if data.name in NEEDS_PATH and not data.path:
         raise ValueError(
-            f"config.data.path is empty; data.name {config.data.name!r} needs the"
-            " folder of images or the .npz file there"
+            f"config.data.path is empty; data.name {data.name!r} needs"
+            f" {NEEDS_PATH[data.name]} there"
         )
-    if config.data.name not in ("folder", "arrays") and config.data.path:
+    if data.name in ("digits", "fake") and data.path:
         raise ValueError(
-            f"config.data.path is {config.data.path!r}, but data.name is"
-            f" {config.data.name!r}; did you mean data.name=folder or arrays?"
+            f"config.data.path is {data.path!r}, but data.name is {data.name!r}; did"
+            f" you mean data.name={', '.join(NEEDS_PATH)}?"
+        )
+    if data.name == "tfds" and not data.dataset:
+        raise ValueError(
+            "config.data.dataset is empty; data.name 'tfds' needs the name of a data"
+            " set there, such as imagenet2012"
         )

@@ -67,6 +67,7 @@ def warmup_cosine(
     epochs: float,
     steps_per_epoch: int,
     warmup_epochs: float = 10,
+    warmup_start: float = 0.0,
     end_scale: float = 1e-3,
 ) -> optax.Schedule:
     """Returns the published schedule: linear warm-up from zero, then half a cosine.
@@ -79,6 +80,7 @@ def warmup_cosine(
       base_lr: learning rate for a batch of 256.
       batch_size: global batch.
       epochs, warmup_epochs: in epochs of steps_per_epoch steps each.
+      warmup_start: learning rate of the first step; the authors' is zero.
 
     Raises:
       ValueError: the warm-up is not shorter than the run.
@@ -100,7 +102,7 @@ def warmup_cosine(
 
     def schedule(step):
         step = jnp.asarray(step).astype(float)
-        rising = step / max(warmup, 1)
+        rising = warmup_start / peak + (1 - warmup_start / peak) * step / max(warmup, 1)
         done = jnp.clip((step - warmup) / (total - warmup), 0, 1)
         falling = end_scale + (1 - end_scale) * (1 + jnp.cos(jnp.pi * done)) / 2
         return peak * jnp.where(step < warmup, rising, falling)

@@ -23,3 +23,9 @@ def whole(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its first axis is divided over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def rows(batch_size: int) -> slice:
+    """Returns the rows of the global batch that this process prepares."""
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)

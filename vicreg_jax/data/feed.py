@@ -2,10 +2,22 @@
 
 import collections
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
+
+# What to do where a stage of the input is the slowest.
+ADVICE = {
+    "read": "put the images on a faster disk, or into fewer files (data.name=tfds)",
+    "decode": "give the process more cores, or store the images smaller",
+    "resize": "let the accelerator do it (data.resize=device), or give the process more"
+    " cores",
+    "prepare": "make indexing the source faster, or pass a smaller array, which the"
+    " device then holds",
+    "transfer": "let the host do the resizing (data.resize=host)",
+}
 
 
 class Feed:
@@ -15,8 +27,11 @@ class Feed:
     time in seconds that the consumer has spent waiting for them.
 
     Args:
-      make: step -> batch, a tree of host arrays with leading axis [b]; a pure function.
-      sharding: where the batches go.
+      make: step -> this process's rows of the batch, a tree of host arrays [b, ...]; a
+        pure function.
+      sharding: where the global batches go.
+      seconds: those that the stages of `make` have taken so far, by name; it is read,
+        never changed.
     """
 
     def __init__(
@@ -26,9 +41,12 @@ class Feed:
         start: int,
         stop: int,
         sharding: jax.sharding.Sharding,
+        seconds: Mapping[str, float] | None = None,
         ahead: int = 2,
     ):
         self.waited = 0.0
+        self._inner = seconds or {}
+        self._outer = {"prepare": 0.0, "transfer": 0.0}
         self._make, self._sharding, self._ahead = make, sharding, ahead
         self._steps = iter(range(start, stop))
 
@@ -47,7 +65,25 @@ class Feed:
             thread.shutdown(wait=False, cancel_futures=True)
 
     def _prepare(self, step):
-        return jax.device_put(self._make(step), self._sharding)
+        place = partial(jax.make_array_from_process_local_data, self._sharding)
+        begin = time.perf_counter()
+        batch = self._make(step)
+        made = time.perf_counter()
+        batch = jax.block_until_ready(jax.tree.map(place, batch))
+        self._outer["prepare"] += made - begin
+        self._outer["transfer"] += time.perf_counter() - made
+        return batch
+
+    def bottleneck(self) -> str:
+        """Returns which stage of the input takes most of its time, and what to do."""
+        stages = self._outer | dict(self._inner)
+        if self._inner:
+            stages["prepare"] -= sum(self._inner.values())
+        total = sum(stages.values())
+        slowest = max(stages, key=stages.get)
+        shares = sorted(stages.items(), key=lambda item: -item[1])
+        listed = ", ".join(f"{n} {s / total:.0%}" for n, s in shares if s > total / 100)
+        return f"{slowest} is the slowest stage ({listed}); {ADVICE[slowest]}"
 
     def _next(self, ready):
         begin = time.perf_counter()

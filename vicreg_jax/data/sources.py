@@ -12,11 +12,33 @@ from zipfile import BadZipFile
 import numpy as np
 
 from vicreg_jax.config import Data
-from vicreg_jax.data.files import Files
+from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data.folder import folder
+from vicreg_jax.data.records import prepared, tfrecords
+
+
+class Noise:
+    """Random images for trying a configuration or measuring speed without data.
+
+    As many as asked for, of a few that repeat.
+    """
+
+    DIFFERENT = 256
+
+    def __init__(self, *, examples: int, image_size: int, channels: int, seed: int):
+        shape = (min(examples, self.DIFFERENT), image_size, image_size, channels)
+        self._images = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return self._examples
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return self._images[indices % len(self._images)]
 
 
 class Examples(NamedTuple):
-    images: np.ndarray | Files  # uint8 [n, h, w, c], or files of any sizes
+    images: np.ndarray | Noise | Encoded  # uint8 [n, h, w, c], or of any sizes
     labels: np.ndarray | None  # int [n]
 
 
@@ -83,13 +105,6 @@ def arrays(path: str) -> Splits:
     return Splits(train, _examples(path, held["test_images"], held.get("test_labels")))
 
 
-def fake(*, examples: int, image_size: int, channels: int, seed: int = 0) -> Splits:
-    """Returns noise: for trying a configuration or measuring speed without data."""
-    shape = (examples, image_size, image_size, channels)
-    images = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-    return Splits(Examples(images, None), None)
-
-
 def load(data: Data, *, seed: int) -> Splits:
     """Returns the splits that `config.data` names; the seed is that of fake images."""
     if data.name == "digits":
@@ -97,14 +112,21 @@ def load(data: Data, *, seed: int) -> Splits:
     if data.name == "arrays":
         return arrays(data.path)
     if data.name == "folder":
-        files = Files(data.path)
-        return Splits(Examples(files, files.labels), None)
-    return fake(
+        images = folder(data.path)
+        return Splits(Examples(images, images.labels), None)
+    if data.name == "tfrecord":
+        return Splits(Examples(tfrecords(data.path), None), None)
+    if data.name == "tfds":
+        found = prepared(data.dataset, split=data.split, data_dir=data.path)
+        train, test = ([Examples(*part) for part in found] + [None])[:2]
+        return Splits(train, test)
+    noise = Noise(
         examples=10 * data.batch_size,
         image_size=data.image_size,
         channels=len(data.mean),
         seed=seed,
     )
+    return Splits(Examples(noise, None), None)
 
 
 def _examples(path, images, labels):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vicreg_jax.models.digits import DigitsEncoder
 from vicreg_jax.models.heads import Expander, JointEmbedding
 from vicreg_jax.models.norm import BatchNorm
-from vicreg_jax.models.resnet import LAYERS, ResNet
+from vicreg_jax.models.resnet import LAYERS, STEMS, ResNet
 
 __all__ = ["ENCODERS", "BatchNorm", "Expander", "JointEmbedding", "ResNet", "create"]
 
@@ -22,6 +22,7 @@ def create(
     *,
     width: int = 1,
     stem: str = "imagenet",
+    zero_init_residual: bool = True,
     dtype: jnp.dtype = jnp.float32,
 ) -> nn.Module:
     """Returns an encoder by name.
@@ -30,8 +31,12 @@ def create(
       name: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200",
         or "digits", a small network for pictures of 8 x 8 to 32 x 32.
       width: factor on all channels; 2 gives the published resnet50x2.
-      stem: of a ResNet, "imagenet" (7 x 7 of stride 2 and max-pooling) or "cifar"
-        (3 x 3 of stride 1); "digits" has but one.
+      stem: of a ResNet, "imagenet" (7 x 7 of stride 2 and max-pooling), "cifar" (3 x 3
+        of stride 1), or "solo_learn", that library's for CIFAR (padding 2, so that
+        32 x 32 become 34 x 34, and PyTorch's default initialization); "digits" has but
+        one.
+      zero_init_residual: of a ResNet: the scale of the last normalization of each
+        residual block starts at zero, as in the authors' code.
       dtype: of the computation; parameters and statistics are float32 in any case.
 
     Raises:
@@ -41,8 +46,10 @@ def create(
         raise ValueError(f"no encoder {name!r}; there are {', '.join(ENCODERS)}")
     if width < 1 or width != int(width):
         raise ValueError(f"the width is a whole number of at least 1; got {width}")
-    if stem not in ("imagenet", "cifar"):
-        raise ValueError(f"the stem is 'imagenet' or 'cifar'; got {stem!r}")
+    if stem not in STEMS:
+        raise ValueError(f"no stem {stem!r}; there are {', '.join(STEMS)}")
     if name == "digits":
         return DigitsEncoder(width=width, dtype=dtype)
-    return ResNet(LAYERS[name], width=width, stem=stem, dtype=dtype)
+    return ResNet(
+        LAYERS[name], width=width, stem=stem, zero_init=zero_init_residual, dtype=dtype
+    )

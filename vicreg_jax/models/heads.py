@@ -29,11 +29,12 @@ def linear(features, inputs, *, use_bias=True, dtype, name):
 class Expander(nn.Module):
     """Maps representations [n, f] to embeddings [n, widths[-1]].
 
-    Linear, BatchNorm, ReLU for each hidden layer; the last layer is linear without
-    bias. Source: arXiv:2105.04906, sec. 4.2.
+    Linear, BatchNorm, ReLU for each hidden layer; the last layer is linear, in the
+    authors' code without bias. Source: arXiv:2105.04906, sec. 4.2.
     """
 
     widths: Sequence[int] = (8192, 8192, 8192)
+    bias: bool = False  # of the last layer
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -45,7 +46,9 @@ class Expander(nn.Module):
             y = linear(width, y.shape[-1], dtype=self.dtype, name=f"linear{i}")(y)
             y = nn.relu(BatchNorm(name=f"bn{i}")(y, train=train))
         last, width = f"linear{len(self.widths) - 1}", self.widths[-1]
-        final = linear(width, y.shape[-1], use_bias=False, dtype=self.dtype, name=last)
+        final = linear(
+            width, y.shape[-1], use_bias=self.bias, dtype=self.dtype, name=last
+        )
         return final(y)
 
 

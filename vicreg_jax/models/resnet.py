@@ -19,19 +19,29 @@ LAYERS = {
 }
 
 
-def convolution(features, kernel, stride=1, *, dtype, name):
+FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+TORCH_DEFAULT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# name -> kernel, stride, padding and initialization of the first convolution
+STEMS = {
+    "imagenet": (7, 2, 3, FAN_OUT),
+    "cifar": (3, 1, 1, FAN_OUT),
+    "solo_learn": (3, 1, 2, TORCH_DEFAULT),
+}
+
+
+def convolution(features, kernel, stride=1, pad=None, *, init=FAN_OUT, dtype, name):
     """Returns a convolution without bias, padded evenly and initialized as in PyTorch.
 
     On even sizes XLA's "SAME" pads a strided convolution unevenly: other features.
     """
-    pad = (kernel - 1) // 2
+    pad = (kernel - 1) // 2 if pad is None else pad
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=stride,
         padding=((pad, pad), (pad, pad)),
         use_bias=False,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        kernel_init=init,
         dtype=dtype,
         name=name,
     )
@@ -40,18 +50,19 @@ def convolution(features, kernel, stride=1, *, dtype, name):
 class Block(nn.Module):
     """A residual block: two 3 x 3 convolutions, or 1 x 1, 3 x 3 and 1 x 1 (bottleneck).
 
-    The scale of the last normalization starts at zero, so a block starts as identity.
+    With `zero_init` the scale of the last normalization starts at zero, so the block
+    starts as identity.
     """
 
     features: int  # of the 3 x 3 convolutions
     stride: int
     bottleneck: bool
+    zero_init: bool
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         conv = partial(convolution, dtype=self.dtype)
-        zero = nn.initializers.zeros
         if self.bottleneck:
             out = 4 * self.features
             shapes = [(self.features, 1, 1), (self.features, 3, self.stride)]
@@ -63,7 +74,8 @@ class Block(nn.Module):
         for i, (features, kernel, stride) in enumerate(shapes, 1):
             y = conv(features, kernel, stride, name=f"conv{i}")(y)
             last = i == len(shapes)
-            init = dict(scale_init=zero) if last else {}
+            zero = last and self.zero_init
+            init = dict(scale_init=nn.initializers.zeros) if zero else {}
             y = BatchNorm(**init, name=f"bn{i}")(y, train=train)
             y = y if last else nn.relu(y)
         if self.stride > 1 or x.shape[-1] != out:
@@ -79,13 +91,14 @@ class ResNet(nn.Module):
     sub-modules are those of PyTorch with "_" for ".".
 
     Source: arXiv:1512.03385 in the variant of torchvision and facebookresearch/vicreg:
-    stride in the 3 x 3 convolution, zero-initialized last scale of a block
-    (arXiv:1706.02677), kaiming-normal (fan out) convolutions.
+    stride in the 3 x 3 convolution, kaiming-normal (fan out) convolutions, and, as the
+    latter has it, a zero-initialized last scale of each block (arXiv:1706.02677).
     """
 
     layers: tuple[tuple[int, ...], bool] = LAYERS["resnet50"]
     width: int = 1
-    stem: str = "imagenet"  # or "cifar"
+    stem: str = "imagenet"  # or another of STEMS
+    zero_init: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -94,8 +107,8 @@ class ResNet(nn.Module):
         features = 64 * self.width
         conv = partial(convolution, dtype=self.dtype)
         x = x.astype(self.dtype)
-        kernel, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
-        x = conv(features, kernel, stride, name="conv1")(x)
+        kernel, stride, pad, init = STEMS[self.stem]
+        x = conv(features, kernel, stride, pad, init=init, name="conv1")(x)
         x = nn.relu(BatchNorm(name="bn1")(x, train=train))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -105,6 +118,7 @@ class ResNet(nn.Module):
                     features=features * 2**i,
                     stride=2 if i > 0 and j == 0 else 1,
                     bottleneck=bottleneck,
+                    zero_init=self.zero_init,
                     dtype=self.dtype,
                     name=f"layer{i + 1}_{j}",
                 )(x, train=train)

@@ -17,9 +17,10 @@ from vicreg_jax import log, sharding
 from vicreg_jax.checkpoint import Checkpoints
 from vicreg_jax.config import Config
 from vicreg_jax.data import plan, views
+from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.state import TrainState
-from vicreg_jax.train import parts, workdirs
+from vicreg_jax.train import memory, parts, workdirs
 from vicreg_jax.train.recorder import Recorder, check_finite
 from vicreg_jax.train.step import make_train_step
 from vicreg_jax.train.stop import Stop
@@ -61,6 +62,8 @@ def run(
     """
     config = configs.parse(config)
     mesh = parts.mesh(config)
+    model = parts.model(config, encoder)
+    parts.check_model(model, config)
     images = parts.images(config) if source is None else source
     parts.check_images(images, config)
     planner = plan.Planner(
@@ -75,19 +78,24 @@ def run(
     schedule = None
     if tx is None:
         schedule, tx = parts.optimizer(config, epoch)
-    model = parts.model(config, encoder)
-    parts.check_model(model, config)
+    whole, split = sharding.whole(mesh), sharding.split(mesh)
+    on_cpu = jax.default_backend() == "cpu"
+    one_cpu = on_cpu and mesh.size == 1
+    held = parts.fits_device(images)
     step_fn = make_train_step(
         model,
         tx,
         weights=asdict(config.loss),
         mesh=mesh,
         seed=config.seed,
-        render=partial(parts.render, config=config),
+        render=partial(parts.render, config=config, in_turn=one_cpu),
+        batch_sharding=(whole, split, split) if held else split,
     )
-    init = jax.jit(
-        parts.initializer(model, tx, config), out_shardings=sharding.whole(mesh)
-    )
+    init = jax.jit(parts.initializer(model, tx, config), out_shardings=whole)
+    shapes = jax.eval_shape(init)
+    canvas = parts.canvas(images, config)
+    need = memory.estimate(model, shapes, config, mesh.size, canvas=canvas)
+    warning = memory.check(need, memory.limit())
     start_wandb = log.wandb_starter(config.wandb)
     workdir = workdirs.claim(workdir, config)
 
@@ -97,7 +105,7 @@ def run(
             workdir.absolute() / "checkpoints", facts={"examples": len(images)}
         )
         closing.callback(checkpoints.close)
-        start, state = checkpoints.restore(jax.eval_shape(init)) or (0, None)
+        start, state = checkpoints.restore(shapes) or (0, None)
         if start > total:
             raise ValueError(
                 f"{workdir} is at step {start}, but config.epochs={config.epochs} asks"
@@ -108,10 +116,18 @@ def run(
             print(f"{workdir} has finished its {total} steps", file=sys.stderr)
             return Trained(model.encoder, parts.encoder_variables(state), state)
         feed = Feed(
-            partial(parts.batch, planner, images, config),
+            partial(
+                parts.batch,
+                planner,
+                images,
+                config,
+                rows=sharding.rows(config.data.batch_size),
+                canvas=canvas,
+            ),
             start=start,
             stop=total,
-            sharding=sharding.split(mesh),
+            sharding=split,
+            seconds=images.seconds if isinstance(images, Encoded) else None,
         )
         recorder = Recorder(
             config,
@@ -128,18 +144,23 @@ def run(
 
         if start:
             recorder.note(f"continuing {workdir} at step {start} of {total}")
+        if warning:
+            recorder.note(warning)
         recorder.say("compiling")
-        state = init() if state is None else state
+        with memory.explained(need):
+            state = init() if state is None else state
         # Unfinished collectives of several virtual CPU devices wait for each other's
         # threads.
-        one_by_one = mesh.size > 1 and jax.default_backend() == "cpu"
+        one_by_one = mesh.size > 1 and on_cpu
         behind = None
+        resident = (jax.device_put(images, whole),) if held else ()
         for step, batch in enumerate(feed, start + 1):
-            state, values, outputs = step_fn(state, batch)
-            jax.block_until_ready(behind)  # the host stays one step ahead, not more
-            behind = values
-            if step == start + 1 or one_by_one:  # the first is timed apart: it compiles
-                jax.block_until_ready(state)
+            with memory.explained(need):
+                state, values, outputs = step_fn(state, (*resident, *batch))
+                jax.block_until_ready(behind)  # the host stays one step ahead, not more
+                behind = values
+                if step == start + 1 or one_by_one:  # the first compiles: timed apart
+                    jax.block_until_ready(state)
             recorder.step(step, values, outputs)
             if one_by_one:
                 recorder.flush()

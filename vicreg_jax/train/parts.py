@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from vicreg_jax import models, optim, sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data import pixels, plan, sources, views
-from vicreg_jax.data.files import Files
+from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.state import TrainState
 
 
@@ -76,14 +76,14 @@ def _refuse_idle_gpu():
         )
 
 
-def images(config: Config) -> np.ndarray | Files:
+def images(config: Config) -> np.ndarray | Encoded:
     """Returns the images of the training split."""
     return sources.load(config.data, seed=config.seed).train.images
 
 
 def check_images(images: Any, config: Config) -> None:
     """Raises ValueError where the images are not what the config describes."""
-    if isinstance(images, Files):
+    if isinstance(images, Encoded):
         return
     sample = images[np.arange(1)]
     shape, dtype = sample.shape, sample.dtype
@@ -106,6 +106,7 @@ def optimizer(
         epochs=config.epochs,
         steps_per_epoch=steps_per_epoch,
         warmup_epochs=options.warmup_epochs,
+        warmup_start=options.warmup_start,
         end_scale=options.end_scale,
     )
     if options.name == "adamw":
@@ -127,9 +128,12 @@ def model(config: Config, encoder: nn.Module | None) -> models.JointEmbedding:
             config.model.encoder,
             width=config.model.width,
             stem=config.model.stem,
+            zero_init_residual=config.model.zero_init_residual,
             dtype=dtype,
         )
-    expander = models.Expander(config.model.expander, dtype=dtype)
+    expander = models.Expander(
+        config.model.expander, bias=config.model.expander_bias, dtype=dtype
+    )
     return models.JointEmbedding(encoder, expander)
 
 
@@ -194,37 +198,83 @@ def policies(config: Config) -> list[views.Policy]:
     ]
 
 
+def fits_device(images: Any) -> bool:
+    """Tells whether every device can hold all images: arrays of at most 1 GiB."""
+    return isinstance(images, np.ndarray) and images.nbytes <= 2**30
+
+
+def canvas(images: Any, config: Config) -> int:
+    """Returns height and width of what encoded images are put on, uncropped, or 0.
+
+    Decoding leaves the host more time if the accelerator does the resizing. Rotation
+    and shear would show what surrounds a crop, so their images are cropped on the host.
+    """
+    resize, policy = config.data.resize, config.augment
+    if resize == "auto":
+        resize = "host" if jax.default_backend() == "cpu" else "device"
+    encoded = isinstance(images, Encoded)
+    if not encoded or resize == "host" or policy.rotation or policy.shear:
+        return 0
+    return images.canvas(config.data.image_size)
+
+
 def batch(
-    planner: plan.Planner, images: Any, config: Config, step: int
+    planner: plan.Planner,
+    images: Any,
+    config: Config,
+    step: int,
+    *,
+    rows: slice,
+    canvas: int = 0,
 ) -> tuple[np.ndarray, views.Parameters]:
-    """Returns the host's part of a step: images or crops, augmentation parameters."""
-    indices, uniforms = planner(step)
+    """Returns the host's part of a step: what to see, and augmentation parameters.
+
+    That is the indices of images that the device holds, else images or crops of them.
+
+    Args:
+      rows: of the global batch, those that this host prepares. They do not depend on
+        what other hosts do.
+      canvas: see `Encoded.views`.
+    """
+    indices, uniforms = (x[rows] for x in planner(step))
     data = config.data
-    if isinstance(images, Files):
+    if isinstance(images, Encoded):
         return images.views(
             indices,
             uniforms,
             policies(config),
             size=data.image_size,
             channels=len(data.mean),
+            canvas=canvas,
         )
-    chosen = images[indices]
-    sizes = np.array(chosen.shape[1:3])
+    held = fits_device(images)
+    chosen = indices.astype(np.int32) if held else images[indices]
+    sizes = np.array((images if held else chosen).shape[1:3])
     return chosen, views.parameters(uniforms, sizes, policies(config))
 
 
 def render(
-    batch: tuple[jax.Array, views.Parameters], *, config: Config
+    batch: tuple[Any, ...], *, config: Config, in_turn: bool = False
 ) -> tuple[jax.Array, ...]:
-    """Returns the device's part: two normalized views of each image of a batch."""
-    images, parameters = batch
+    """Returns the device's part: two normalized views of each image of a batch.
+
+    Args:
+      batch: (images, parameters), or (all images, indices, parameters).
+      in_turn: see `pixels.recolour`.
+    """
+    *images, parameters = batch
+    images = images[0][images[1]] if len(images) == 2 else images[0]
     data = config.data
     result = []
     for i, policy in enumerate(policies(config)):
         view = jax.tree.map(lambda x, i=i: x[:, i], parameters)
         if images.ndim == 5:  # crops [b, v, size, size, c]
-            pictures = pixels.render_crops(images[:, i], view, policy=policy)
+            pictures = pixels.render_crops(
+                images[:, i], view, policy=policy, in_turn=in_turn
+            )
         else:
-            pictures = pixels.render(images, view, size=data.image_size, policy=policy)
+            pictures = pixels.render(
+                images, view, size=data.image_size, policy=policy, in_turn=in_turn
+            )
         result.append(pixels.normalize(pictures, mean=data.mean, std=data.std))
     return tuple(result)

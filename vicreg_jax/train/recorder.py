@@ -15,6 +15,8 @@ from vicreg_jax import log, metrics, sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data.feed import Feed
 
+STARVING = 0.1  # share of the time spent waiting for data that is worth a word
+
 
 def check_finite(step: int, values: dict[str, Any]) -> None:
     """Raises FloatingPointError where the loss or the gradient is not a number."""
@@ -55,7 +57,7 @@ class Recorder:
         self._gather = jax.jit(tuple, out_shardings=sharding.whole(mesh))
         self._diagnose = jax.jit(metrics.diagnostics)
         self._feed, self._clock = feed, None
-        self._waiting, self._healthy = None, True
+        self._waiting, self._healthy, self._starving = None, True, False
 
     def step(self, step: int, values: dict, outputs: tuple) -> None:
         """Takes the device's results of a finished or unfinished step."""
@@ -87,6 +89,13 @@ class Recorder:
         self._writer.write(step, values)
         self._bar.show(step, values)
         self._judge(step, values)
+        starving = values.get("data_wait", 0.0) > STARVING
+        if starving and not self._starving:
+            self.note(
+                f"step {step}: the device waits {values['data_wait']:.0%} of the time"
+                f" for images; {self._feed.bottleneck()}"
+            )
+        self._starving = starving
 
     def close(self) -> None:
         self._bar.close()

@@ -20,6 +20,7 @@ def make_train_step(
     mesh: Mesh,
     seed: int = 0,
     render: Callable[[Any], tuple[jax.Array, ...]] = tuple,
+    batch_sharding: Any = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict, tuple[jax.Array, jax.Array]]]:
     """Returns a jitted `(state, batch) -> (state, metrics, outputs)`.
 
@@ -32,10 +33,12 @@ def make_train_step(
       model: images -> (representation, embedding), such as `models.JointEmbedding`.
       tx: any optax transformation.
       weights: of the fields of `losses.VicregTerms`, all of them.
-      mesh: of one axis, "data"; the leading axis of the batch is divided over it.
+      mesh: of one axis, "data".
       seed: of dropout, should the model have any.
       render: batch -> images of the views, [n, h, w, c] each; by default the batch is
         a sequence of them.
+      batch_sharding: of the batch, or of its parts; by default the leading axis of
+        everything is divided over the mesh.
 
     Raises:
       ValueError: the weights do not name the terms.
@@ -85,7 +88,7 @@ def make_train_step(
     whole, split = sharding.whole(mesh), sharding.split(mesh)
     return jax.jit(
         train_step,
-        in_shardings=(whole, split),
+        in_shardings=(whole, batch_sharding or split),
         out_shardings=(whole, whole, split),
         donate_argnums=0,
     )

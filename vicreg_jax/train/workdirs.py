@@ -9,7 +9,7 @@ from typing import Any
 
 from vicreg_jax import config as configs
 from vicreg_jax.config import Config
-from vicreg_jax.data.files import Files
+from vicreg_jax.data.encoded import Encoded
 
 
 def claim(workdir: str | os.PathLike, config: Config) -> Path:
@@ -54,9 +54,9 @@ def write_config(workdir: Path, config: Config) -> None:
 
 def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None:
     """Writes the files that had to be replaced into the workdir, if there are any."""
-    broken = images.broken if isinstance(images, Files) else {}
+    broken = images.broken if isinstance(images, Encoded) else {}
     if broken:
         path = workdir / "broken_files.txt"
-        lines = [f"{images.paths[i]}\t{broken[i]}\n" for i in sorted(broken)]
+        lines = [f"{images.names[i]}\t{broken[i]}\n" for i in sorted(broken)]
         path.write_text("".join(lines))
         note(f"{len(broken)} files could not be read and were replaced; see {path}")

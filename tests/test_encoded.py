@@ -1,6 +1,7 @@
-"""Image files: what is found, what is cut out, what happens to broken ones."""
+"""Encoded images: what a folder holds, what is cut out, what happens to broken ones."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from PIL import Image
 from vicreg_jax import train
 from vicreg_jax.config import Augment
 from vicreg_jax.data import pixels, plan, views
-from vicreg_jax.data.files import Files
+from vicreg_jax.data.folder import folder
 
 POLICY = views.Policy(**dataclasses.asdict(Augment()) | dict(blur=0.5, solarize=0.2))
 
@@ -22,7 +23,7 @@ def picture(seed, height, width):
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def folder(root, classes=("b", "a"), each=4, ending="png"):
+def pictures(root, classes=("b", "a"), each=4, ending="png"):
     for c, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for i in range(each):
@@ -36,10 +37,10 @@ def uniforms(b, seed=0):
 
 
 def test_class_folders_are_labelled_in_alphabetic_order(tmp_path):
-    files = Files(folder(tmp_path))
-    assert files.classes == ["a", "b"] and len(files) == 8
-    assert files.labels.tolist() == [0] * 4 + [1] * 4
-    names = [str(p.relative_to(tmp_path)) for p in files.paths]
+    images = folder(pictures(tmp_path))
+    assert images.classes == ["a", "b"] and len(images) == 8
+    assert images.labels.tolist() == [0] * 4 + [1] * 4
+    names = [str(Path(x).relative_to(tmp_path)) for x in images.names]
     assert names == [f"{c}/{i}.png" for c in "ab" for i in range(4)]
 
 
@@ -47,18 +48,18 @@ def test_a_flat_folder_has_no_labels_and_other_files_are_passed_over(tmp_path):
     picture(0, 20, 30).save(tmp_path / "1.JPG", format="jpeg")
     picture(1, 20, 30).save(tmp_path / "0.png")
     (tmp_path / "notes.txt").write_text("no image")
-    files = Files(tmp_path)
-    assert [p.name for p in files.paths] == ["0.png", "1.JPG"]
-    assert files.labels is None
+    images = folder(tmp_path)
+    assert [Path(x).name for x in images.names] == ["0.png", "1.JPG"]
+    assert images.labels is None
 
 
 def test_views_are_those_that_the_accelerator_would_cut_from_the_whole_image(tmp_path):
-    files = Files(folder(tmp_path))
+    images = folder(pictures(tmp_path))
     indices = np.array([5, 0, 3])
-    crops, parameters = files.views(indices, uniforms(3), [POLICY] * 2, size=24)
+    crops, parameters = images.views(indices, uniforms(3), [POLICY] * 2, size=24)
     assert crops.shape == (3, 2, 24, 24, 3) and crops.dtype == np.uint8
     for row, index in enumerate(indices):
-        whole = jnp.asarray(files.whole(index))[None]
+        whole = jnp.asarray(images.whole(index))[None]
         for v in range(2):
             box = jnp.asarray(parameters.box[row : row + 1, v])
             want = pixels.crop_resize(pixels.as_float(whole), box, size=24)[0]
@@ -67,8 +68,8 @@ def test_views_are_those_that_the_accelerator_would_cut_from_the_whole_image(tmp
 
 
 def test_rendered_crops_are_recoloured_like_whole_images(tmp_path):
-    files = Files(folder(tmp_path))
-    crops, parameters = files.views(np.arange(4), uniforms(4), [POLICY] * 2, size=24)
+    images = folder(pictures(tmp_path))
+    crops, parameters = images.views(np.arange(4), uniforms(4), [POLICY] * 2, size=24)
     view = jax.tree.map(lambda x: jnp.asarray(x[:, 0]), parameters)
     got = pixels.render_crops(jnp.asarray(crops[:, 0]), view, policy=POLICY)
     want = pixels.recolour(jnp.asarray(crops[:, 0]) / 255, view, policy=POLICY)
@@ -79,48 +80,48 @@ def test_grey_palette_and_transparent_files_become_rgb(tmp_path):
     for mode in ("L", "P", "RGBA", "CMYK"):
         ending = "jpg" if mode == "CMYK" else "png"
         picture(0, 30, 30).convert(mode).save(tmp_path / f"{mode}.{ending}")
-    files = Files(tmp_path)
-    crops, _ = files.views(np.arange(4), uniforms(4), [POLICY] * 2, size=8)
-    assert crops.shape[-1] == 3 and not files.broken
-    grey, _ = files.views(np.arange(4), uniforms(4), [POLICY] * 2, size=8, channels=1)
+    images = folder(tmp_path)
+    crops, _ = images.views(np.arange(4), uniforms(4), [POLICY] * 2, size=8)
+    assert crops.shape[-1] == 3 and not images.broken
+    grey, _ = images.views(np.arange(4), uniforms(4), [POLICY] * 2, size=8, channels=1)
     assert grey.shape[-1] == 1
 
 
 def test_a_broken_file_is_replaced_by_the_next_and_noted(tmp_path, monkeypatch):
-    monkeypatch.setattr("vicreg_jax.data.files.BROKEN_AT_MOST", 0.5)
-    files = Files(folder(tmp_path, ending="jpg"))
-    files.paths[1].write_bytes(b"not an image")
-    data = files.paths[2].read_bytes()
-    files.paths[2].write_bytes(data[: len(data) // 2])  # its header is whole
+    monkeypatch.setattr("vicreg_jax.data.encoded.BROKEN_AT_MOST", 0.5)
+    images = folder(pictures(tmp_path, ending="jpg"))
+    Path(images.names[1]).write_bytes(b"not an image")
+    cut = Path(images.names[2])
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])  # its header is whole
     where = dict(policies=[POLICY] * 2, size=16)
     for _ in range(2):  # the second time they are known
-        got, parameters = files.views(np.array([1, 6]), uniforms(2), **where)
-        want, expected = files.views(np.array([3, 6]), uniforms(2), **where)
+        got, parameters = images.views(np.array([1, 6]), uniforms(2), **where)
+        want, expected = images.views(np.array([3, 6]), uniforms(2), **where)
         np.testing.assert_array_equal(got, want)
         np.testing.assert_array_equal(parameters.box, expected.box)
-    assert sorted(files.broken) == [1, 2]
-    assert "cannot identify" in files.broken[1] and "Truncated" in files.broken[2]
+    assert sorted(images.broken) == [1, 2]
+    assert "cannot identify" in images.broken[1] and "Truncated" in images.broken[2]
 
 
 def test_too_many_broken_files_stop_the_run(tmp_path):
-    files = Files(folder(tmp_path))
-    for path in files.paths[:3]:
-        path.write_bytes(b"")
-    with pytest.raises(ValueError, match="3 of 8 image files cannot be read, .*/0.png"):
-        files.views(np.arange(8), uniforms(8), [POLICY] * 2, size=8)
+    images = folder(pictures(tmp_path))
+    for name in images.names[:3]:
+        Path(name).write_bytes(b"")
+    with pytest.raises(ValueError, match="3 of 8 images cannot be read, .*/0.png"):
+        images.views(np.arange(8), uniforms(8), [POLICY] * 2, size=8)
 
 
 def test_an_empty_or_missing_folder_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="no images below .*; expected files ending in"
     ):
-        Files(tmp_path)
+        folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        Files(tmp_path / "nowhere")
+        folder(tmp_path / "nowhere")
 
 
 def test_a_run_lists_the_files_that_it_had_to_replace(tmp_path):
-    root = folder(tmp_path / "data", each=10)
+    root = pictures(tmp_path / "data", each=10)
     (root / "a" / "7.png").write_bytes(b"")
     train.run(run_config(root) | dict(epochs=3), tmp_path / "run")
     listed = (tmp_path / "run" / "broken_files.txt").read_text()
@@ -137,9 +138,9 @@ def run_config(root):
 
 
 def test_a_run_on_a_folder_does_not_depend_on_the_number_of_threads(tmp_path):
-    config = run_config(folder(tmp_path / "data"))
+    config = run_config(pictures(tmp_path / "data"))
     a = train.run(config, tmp_path / "a")
-    source = Files(tmp_path / "data", threads=1)
+    source = folder(tmp_path / "data", threads=1)
     b = train.run(config, tmp_path / "b", source=source)
     for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
         np.testing.assert_array_equal(x, y)

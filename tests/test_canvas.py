@@ -1,0 +1,140 @@
+"""Images cropped and resized on the device: canvases against finished crops."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from vicreg_jax import config as configs
+from vicreg_jax import train
+from vicreg_jax.config import Augment
+from vicreg_jax.data import pixels, plan, views
+from vicreg_jax.data.folder import folder
+from vicreg_jax.train import parts
+
+POLICIES = [
+    views.Policy(**dataclasses.asdict(Augment()) | dict(blur=0.5, solarize=0.2))
+] * 2
+SIZE, CANVAS = 24, 64
+
+
+@pytest.fixture(params=["small", "large", "mixed"])
+def images(request, tmp_path):
+    """Pictures whose crops fit a canvas, do not, or both."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        large = request.param == "large" or (request.param == "mixed" and i % 2)
+        height, width = (400 + i, 300 + 7 * i) if large else (40 + i, 64 - 2 * i)
+        # Smooth, so that resizing is about shapes and not noise.
+        small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+        picture = small.resize((width, height), Image.Resampling.BICUBIC)
+        picture.save(tmp_path / f"{i:02d}.png")
+    return folder(tmp_path)
+
+
+def both(images, *, canvas=CANVAS, channels=3):
+    indices = np.arange(len(images))
+    uniforms = plan.uniforms(0, 0, (len(images), 2, views.NUMBERS))
+    where = dict(policies=POLICIES, size=SIZE, channels=channels)
+    crops = images.views(indices, uniforms, **where)
+    return crops, images.views(indices, uniforms, **where, canvas=canvas)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_device_makes_of_a_canvas_the_crops_of_the_host(images, channels):
+    (crops, _), (canvases, parameters) = both(images, channels=channels)
+    assert canvases.shape == (12, CANVAS, CANVAS, channels)
+    for v in range(2):
+        box = jnp.asarray(parameters.box[:, v])
+        pictures = pixels.as_float(jnp.asarray(canvases))
+        got = 255 * pixels.crop_resize(pictures, box, size=SIZE)
+        # Pillow rounds to 8 bits after each of its two passes.
+        np.testing.assert_allclose(got, crops[:, v], atol=1.5)
+
+
+def test_a_canvas_holds_the_image_itself_or_the_finished_crops(images):
+    (crops, drawn), (canvases, parameters) = both(images)
+    fitted = 0
+    for i in range(len(images)):
+        whole = images.whole(i)
+        for v in range(2):
+            top, left, height, width = drawn.box[i, v].astype(int)
+            y, x, h, w = parameters.box[i, v].astype(int)
+            found = canvases[i, y : y + h, x : x + w]
+            if (h, w) == (height, width):
+                region = whole[top : top + height, left : left + width]
+                np.testing.assert_array_equal(found, region)
+                fitted += 1
+            else:
+                assert (y, x, h, w) == (0, v * SIZE, SIZE, SIZE)
+                np.testing.assert_array_equal(found, crops[i, v])
+    small = sum(max(images.whole(i).shape) <= CANVAS for i in range(len(images)))
+    assert fitted >= 2 * small
+
+
+def test_everything_but_the_boxes_is_the_same(images):
+    (_, drawn), (_, parameters) = both(images)
+    for name in views.Parameters._fields:
+        if name != "box":
+            a, b = getattr(drawn, name), getattr(parameters, name)
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_broken_image_is_replaced_on_a_canvas_too(images):
+    uniforms = plan.uniforms(0, 0, (2, 2, views.NUMBERS))
+    where = dict(policies=POLICIES, size=SIZE, canvas=CANVAS)
+    want = images.views(np.array([4, 7]), uniforms, **where)
+    with open(images.names[3], "wb") as file:
+        file.write(b"not an image")
+    got = images.views(np.array([3, 7]), uniforms, **where)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert list(images.broken) == [3]
+
+
+def test_the_canvas_is_as_large_as_most_images_but_bounded(images):
+    longest = sorted(max(images.whole(i).shape) for i in range(len(images)))
+    found = images.canvas(SIZE)
+    assert found % 32 == 0 and found <= 512
+    assert found >= longest[len(longest) * 9 // 10] - 10  # a percentile in between
+    assert images.canvas(SIZE, most=128) <= 128
+    assert images.canvas(300) == 600  # room for two finished crops
+
+
+def settings(root, resize, **augment):
+    return configs.parse(
+        dict(
+            data=dict(name="folder", path=str(root), resize=resize, batch_size=8)
+            | dict(image_size=SIZE),
+            augment=augment,
+            model=dict(encoder="digits", expander=(16, 16)),
+            optimizer=dict(warmup_epochs=0),
+            every=dict(log_steps=1),
+            epochs=1,
+        )
+    )
+
+
+def test_the_config_says_where_images_are_resized(images, tmp_path):
+    assert parts.canvas(images, settings(tmp_path, "device")) == images.canvas(SIZE)
+    assert parts.canvas(images, settings(tmp_path, "host")) == 0
+    assert parts.canvas(images, settings(tmp_path, "auto")) == 0  # on a CPU
+    # It would show what surrounds a crop.
+    assert parts.canvas(images, settings(tmp_path, "device", rotation=10.0)) == 0
+    assert parts.canvas(np.zeros((4, 8, 8, 3), np.uint8), settings("x", "device")) == 0
+
+
+@pytest.mark.parametrize("images", ["mixed"], indirect=True)
+def test_a_run_that_resizes_on_the_device_starts_like_one_on_the_host(images, tmp_path):
+    plain = dict(jitter=0.0, grey=0.0, blur=(0.0, 0.0), solarize=(0.0, 0.0))
+    losses = []
+    for resize in ("host", "device"):
+        workdir = tmp_path / f"run_{resize}"
+        train.run(settings(tmp_path, resize, **plain), workdir)
+        losses.append(json.loads((workdir / "metrics.jsonl").read_text())["loss"])
+    # Pixels differ by the rounding of 8 bits.
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)

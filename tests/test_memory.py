@@ -1,0 +1,89 @@
+"""The estimate of memory: against what XLA counts, and what it refuses."""
+
+import jax
+import numpy as np
+import pytest
+
+from vicreg_jax import config as configs
+from vicreg_jax import sharding, train
+from vicreg_jax.train import memory, parts
+
+
+def shrunk(**data):
+    data = dict(name="fake", batch_size=64, image_size=32) | data
+    model = dict(encoder="resnet18", stem="cifar", expander=(512, 512))
+    return configs.parse(dict(data=data, model=model, epochs=20))
+
+
+def need(config, devices=1):
+    model = parts.model(config, None)
+    _, tx = parts.optimizer(config, 10)
+    state = jax.eval_shape(parts.initializer(model, tx, config))
+    return memory.estimate(model, state, config, devices)
+
+
+def test_xla_needs_more_than_the_least_and_about_the_likely():
+    config = shrunk()
+    model = parts.model(config, None)
+    _, tx = parts.optimizer(config, 10)
+    state = jax.eval_shape(parts.initializer(model, tx, config))
+    images = (jax.ShapeDtypeStruct((64, 32, 32, 3), np.float32),) * 2
+    step = train.make_train_step(
+        model,
+        tx,
+        weights=dict(vars(config.loss)),
+        mesh=sharding.data_mesh(jax.devices()[:1]),
+    )
+    found = step.lower(state, images).compile().memory_analysis()
+    used = found.temp_size_in_bytes + found.argument_size_in_bytes
+    estimated = need(config)
+    # XLA fuses and copies as it likes; a third either way.
+    assert estimated.least < used < 1.35 * estimated.likely
+    assert used > estimated.likely / 1.35
+
+
+def test_what_grows_with_the_batch_is_divided_over_the_devices():
+    one, two, eight = (need(shrunk(batch_size=n)) for n in (64, 128, 512))
+    fixed = 2 * one.least - two.least
+    assert fixed > 0 and eight.least == pytest.approx(8 * one.least - 7 * fixed)
+    split = need(shrunk(batch_size=512), devices=8)
+    assert split.least == pytest.approx(one.least)
+    assert split.likely == pytest.approx(one.likely)
+
+
+def test_too_little_memory_is_refused_and_what_may_suffice_is_warned_of():
+    found = memory.Need(least=2e9, likely=3e9, words="batch 8 and expander (4,)")
+    assert memory.check(found, None) == memory.check(found, 3e9) == ""
+    warning = memory.check(found, 2.5e9)
+    assert warning.startswith(
+        "memory may not suffice: batch 8 and expander (4,); a dev"
+    )
+    with pytest.raises(ValueError, match="before it begins: batch 8 .* has 1.9 GB"):
+        memory.check(found, 1.9e9)
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_compiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "limit", lambda: 1e8)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    with pytest.raises(ValueError) as error:
+        train.run(shrunk(), tmp_path / "run")
+    message = str(error.value)
+    assert "config.data.batch_size 64 and config.model.expander (512, 512)" in message
+    assert "\n" not in message and not (tmp_path / "run").exists()
+
+
+def test_a_device_that_runs_out_of_memory_is_explained():
+    found = need(shrunk())
+    with pytest.raises(ValueError, match="ran out of memory with config.data.batch_s"):
+        with memory.explained(found):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        with memory.explained(found):
+            raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_the_memory_of_this_machine_is_known():
+    total = memory.limit() * jax.local_device_count()
+    with open("/proc/meminfo") as file:
+        kilobytes = int(file.readline().split()[1])
+    assert total == pytest.approx(1024 * kilobytes, rel=0.01)

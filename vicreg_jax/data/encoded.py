@@ -1,0 +1,216 @@
+"""Encoded images of any sizes: decoding and geometry on the host, by Pillow in threads.
+
+Pillow's decoder and filters leave Python's lock, so threads scale; its results are what
+torchvision's crops are made of.
+"""
+
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+
+from vicreg_jax.data import views
+
+BROKEN_AT_MOST = 0.01  # share of a data set; more than that is not an accident
+
+
+class Encoded:
+    """JPEG, PNG or other images, as a source of views.
+
+    Args:
+      read: index -> the bytes of an image; called from several threads.
+      names: of the images, for messages; a sequence.
+      labels: int [n], or None.
+      classes: names of the labels.
+      threads: that decode at once; by default as many as this process has cores.
+
+    Raises:
+      ModuleNotFoundError: Pillow is not installed.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], bytes],
+        names: Sequence[str],
+        *,
+        labels: np.ndarray | None = None,
+        classes: Sequence[str] = (),
+        threads: int | None = None,
+    ):
+        try:
+            import PIL.Image
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "image files need Pillow, which is missing; run: pip install pillow"
+            ) from error
+        self._pil, self._read = PIL.Image, read
+        self.names, self.labels, self.classes = names, labels, classes
+        self.broken: dict[int, str] = {}  # index -> reason
+        self.seconds = dict.fromkeys(("read", "decode", "resize"), 0.0)  # per thread
+        self._lock = threading.Lock()
+        self.threads = threads or cores()
+        self._threads = ThreadPoolExecutor(self.threads)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def views(
+        self,
+        indices: np.ndarray,
+        uniforms: np.ndarray,
+        policies: Sequence[views.Policy],
+        *,
+        size: int,
+        channels: int = 3,
+        canvas: int = 0,
+    ) -> tuple[np.ndarray, views.Parameters]:
+        """Returns the crops, uint8 [b, v, size, size, c], and all parameters.
+
+        With a canvas, returns uint8 [b, canvas, canvas, c] instead, one for all views
+        of an image: what their boxes cover, at its own resolution, the boxes moved
+        along. Cropping and resizing are then left to `pixels.render`. Where that does
+        not fit, the canvas holds the finished crops side by side.
+
+        An image that cannot be read is replaced by the next that can and noted in
+        `broken`.
+
+        Args:
+          indices: int [b]; uniforms: float32 [b, v, views.NUMBERS]; policies: v.
+          size: height and width of a view.
+          canvas: 0, or height and width of a canvas, at least v * size.
+
+        Raises:
+          ValueError: more than one in a hundred images are broken.
+        """
+        indices = np.array(indices)
+        b, v = uniforms.shape[:2]
+        shape = (b, canvas, canvas) if canvas else (b, v, size, size)
+        pictures = np.zeros((*shape, channels), np.uint8)
+        parameters, rows = None, np.arange(b)
+        while len(rows):
+            images = list(self._threads.map(self._open, indices[rows].tolist()))
+            sizes = np.array([im.size[::-1] if im else (1, 1) for im in images])
+            found = views.parameters(uniforms[rows], sizes, policies)
+            outs = (pictures[row] for row in rows)
+            jobs = zip(indices[rows].tolist(), images, found.box, outs, strict=True)
+            good = self._threads.map(lambda job: self._cut(size, *job), jobs)
+            good = np.fromiter(good, bool)
+            parameters = found if parameters is None else parameters
+            for whole, part in zip(parameters, found, strict=True):
+                whole[rows] = part
+            rows = rows[~good]
+            self._refuse_many_broken()
+            indices[rows] = (indices[rows] + 1) % len(self)
+        return pictures, parameters
+
+    def canvas(self, size: int, *, views: int = 2, most: int = 512) -> int:
+        """Returns a canvas that nine in ten of the images fit into, if that is small.
+
+        Judged by some of the headers.
+
+        Args:
+          size: height and width of a view.
+          most: height and width that more memory is not worth.
+        """
+        some = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int)
+        images = list(self._threads.map(self._open, some.tolist()))
+        sides = [max(image.size) for image in images if image]
+        wanted = np.percentile(sides, 90) if sides else most
+        return max(views * size, min(most, 32 * int(np.ceil(wanted / 32))))
+
+    def whole(self, index: int, *, channels: int = 3) -> np.ndarray:
+        """Returns an image as it is, uint8 [h, w, c]."""
+        image = self._pil.open(io.BytesIO(self._read(index))).convert(_mode(channels))
+        return np.asarray(image).reshape(*image.size[::-1], channels)
+
+    def stack(self, *, channels: int = 3) -> np.ndarray:
+        """Returns all images, which are of one size, uint8 [n, h, w, c]."""
+
+        def one(index):
+            return self.whole(index, channels=channels)
+
+        return np.stack(list(self._threads.map(one, range(len(self)))))
+
+    def _open(self, index):
+        """Reads an image and its header, or notes that it is broken."""
+        try:
+            if index not in self.broken:
+                with self._timed("read"):
+                    data = self._read(index)
+                return self._pil.open(io.BytesIO(data))
+        except Exception as error:  # whatever a damaged file makes Pillow raise
+            self._note(index, error)
+
+    def _cut(self, size, index, image, boxes, out):
+        """Decodes an image, writes its part of a batch; returns whether it could."""
+        if image is None:
+            return False
+        try:
+            with self._timed("decode"):
+                pixels = image.convert(_mode(out.shape[-1]))
+        except Exception as error:
+            self._note(index, error)
+            return False
+        image.close()  # lets go of its own, for the rest of the batch is to come
+        with self._timed("resize"):
+            if out.ndim == 3:
+                self._fill_canvas(size, pixels, boxes, out)
+            else:
+                for box, crop in zip(boxes, out, strict=True):
+                    self._crop(pixels, box, crop)
+        return True
+
+    @contextmanager
+    def _timed(self, stage):
+        begin = time.perf_counter()
+        yield
+        with self._lock:
+            self.seconds[stage] += (time.perf_counter() - begin) / self.threads
+
+    def _crop(self, image, box, out):
+        top, left, height, width = box.astype(int).tolist()
+        crop = image.crop((left, top, left + width, top + height))
+        crop = crop.resize(out.shape[1::-1], self._pil.Resampling.BICUBIC)
+        out[...] = np.asarray(crop).reshape(out.shape)
+
+    def _fill_canvas(self, size, image, boxes, out):
+        """Copies what the boxes cover; makes them boxes of the canvas."""
+        top, left = boxes[:, :2].min(axis=0).astype(int).tolist()
+        bottom, right = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).astype(int).tolist()
+        height, width = bottom - top, right - left
+        if height <= len(out) and width <= len(out):
+            covered = image.crop((left, top, right, bottom))
+            out[:height, :width] = np.asarray(covered).reshape(height, width, -1)
+            boxes[:, :2] -= top, left
+            return
+        for i, box in enumerate(boxes):
+            self._crop(image, box, out[:size, i * size : (i + 1) * size])
+            box[:] = 0, i * size, size, size
+
+    def _note(self, index, error):
+        reason = str(error).partition(" <_io.")[0]
+        self.broken[index] = f"{type(error).__name__}: {reason}"
+
+    def _refuse_many_broken(self):
+        if len(self.broken) > max(1, BROKEN_AT_MOST * len(self)):
+            names = ", ".join(self.names[i] for i in sorted(self.broken)[:3])
+            raise ValueError(
+                f"{len(self.broken)} of {len(self)} images cannot be read, such as"
+                f" {names}; mend or remove them"
+            )
+
+
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _mode(channels):
+    return "L" if channels == 1 else "RGB"

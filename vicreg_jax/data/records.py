@@ -1,0 +1,297 @@
+"""TFRecord files and data sets prepared by tfds, with random access to their images."""
+
+import glob
+import os
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from vicreg_jax.data.encoded import Encoded, cores
+
+IMAGE_KEYS = ("image/encoded", "image")  # of the usual ImageNet TFRecords, and of tfds
+IN_MEMORY = 2**30  # bytes of images that are decoded once and held
+
+
+class Records:
+    """The records of TFRecord files in order, as a sequence of bytes.
+
+    The format has no index. Here one is made by reading where each record ends, so that
+    a step can have any records it wants, in files that were made for streaming.
+
+    Args:
+      parts: (path, first record, number of records or -1 for all others) each.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a file is no TFRecord file, or is cut short.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, int, int]]):
+        self._paths = [path for path, _, _ in parts]
+        with ThreadPoolExecutor(cores()) as threads:
+            found = list(threads.map(_index, self._paths))
+        kept = [
+            index[skip : len(index) if take < 0 else skip + take]
+            for index, (_, skip, take) in zip(found, parts, strict=True)
+        ]
+        self._where = np.concatenate(kept)
+        self._file = np.repeat(np.arange(len(kept)), [len(index) for index in kept])
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, index: int) -> bytes:
+        start, length = self._where[index].tolist()
+        with open(self._paths[self._file[index]], "rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def name(self, index: int) -> str:
+        return f"{self._paths[self._file[index]]}@{self._where[index][0]}"
+
+
+class Names(Sequence):
+    """Names that are made when they are asked for."""
+
+    def __init__(self, make, length):
+        self._make, self._length = make, length
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, index):
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        return self._make(index)
+
+
+def tfrecords(pattern: str) -> Encoded:
+    """Returns the images of TFRecord files, in the order of the file names.
+
+    Args:
+      pattern: such as DIR/train-*; the records are tf.train.Examples with an encoded
+        image named image/encoded or image.
+
+    Raises:
+      FileNotFoundError: no file matches.
+      ValueError: no TFRecord file, or no such image in the first record.
+    """
+    _refuse_bucket(pattern)
+    paths = sorted(glob.glob(os.path.expanduser(pattern)))
+    if not paths:
+        raise FileNotFoundError(f"data.path: no file matches {pattern!r}")
+    if os.path.isdir(paths[0]):
+        raise ValueError(
+            f"data.path: {paths[0]} is a folder; give the files, such as"
+            f" {os.path.join(paths[0], '*')}"
+        )
+    records = Records([(path, 0, -1) for path in paths])
+    if not len(records):
+        raise ValueError(f"{pattern!r}: the {len(paths)} file(s) hold no record")
+    example = _parser()
+    try:
+        found = example(records[0])
+    except Exception as error:  # protobuf's own
+        raise ValueError(f"{paths[0]}: a record is no tf.train.Example") from error
+    key = next((key for key in IMAGE_KEYS if key in found), None)
+    if key is None:
+        raise ValueError(
+            f"{paths[0]}: expected an image named {' or '.join(IMAGE_KEYS)} in each"
+            f" record; the first has {', '.join(sorted(found)) or 'nothing'}"
+        )
+    return Encoded(
+        lambda i: example(records[i])[key].bytes_list.value[0],
+        Names(records.name, len(records)),
+    )
+
+
+def prepared(
+    dataset: str, *, split: str, data_dir: str = ""
+) -> list[tuple[np.ndarray | Encoded, np.ndarray | None]]:
+    """Returns (images, labels) of a tfds data set, and of a small one's test split.
+
+    What has not been prepared yet is downloaded and prepared, as ArrayRecord files; a
+    data set that has been prepared as TFRecord files is read as it is. Small images
+    of one size come as arrays uint8 [n, h, w, c] with labels, others as `Encoded`.
+
+    Args:
+      dataset: its name, if need be with /config and :version.
+      split: such as "train" or "train[:90%]".
+      data_dir: of tfds; by default its own.
+
+    Raises:
+      ValueError: there is no such data set or split, it has no images, or it cannot be
+        prepared.
+      ModuleNotFoundError: tfds is not installed.
+    """
+    builder = _builder(dataset, data_dir)
+    _check_image(dataset, builder.info.features)
+    shape = builder.info.features["image"].shape
+    known = builder.info.splits
+    try:
+        length = known[split].num_examples
+    except Exception as error:  # tfds has several, some of several lines
+        raise ValueError(
+            f"config.data.split {split!r} is not of {dataset}, which has"
+            f" {', '.join(known)}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if not length:
+        raise ValueError(f"config.data.split {split!r} of {dataset} is empty")
+    size = np.inf if None in shape else length * np.prod(shape, dtype=float)
+    if size > IN_MEMORY:
+        _, example, name = _examples(builder, split)
+        return [(Encoded(lambda i: example(i)[0], Names(name, length)), None)]
+    used = {part.partition("[")[0].strip() for part in split.split("+")}
+    test = next((x for x in ("test", "validation") if x in known and x not in used), "")
+    return [
+        _in_memory(*_examples(builder, part), channels=shape[-1])
+        for part in (split, test)
+        if part
+    ]
+
+
+def _check_image(dataset, features):
+    """Raises ValueError without a feature of 8-bit images, grey or RGB."""
+    import tensorflow_datasets as tfds
+
+    if "image" not in features:
+        raise ValueError(
+            f"the tfds data set {dataset!r} has no feature 'image'; it has"
+            f" {', '.join(features)}"
+        )
+    image = features["image"]
+    good = isinstance(image, tfds.features.Image) and image.shape[-1] in (1, 3, None)
+    if not good or image.np_dtype != np.uint8:
+        raise ValueError(
+            f"the feature 'image' of the tfds data set {dataset!r} is"
+            f" {' '.join(repr(image).split())}; expected an Image of uint8 with 1 or 3"
+            " channels"
+        )
+
+
+def _in_memory(length, example, name, *, channels):
+    """Returns all images, decoded, and their labels, if they have any."""
+    data, labels = zip(*(example(i) for i in range(length)), strict=True)
+    images = Encoded(data.__getitem__, Names(name, length)).stack(channels=channels)
+    return images, None if labels[0] is None else np.array(labels)
+
+
+def _examples(builder, split):
+    """Returns the number of examples, index -> (bytes, label), and index -> name."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    labelled = "label" in features and isinstance(
+        features["label"], tfds.features.ClassLabel
+    )
+    if builder.info.file_format.value == "tfrecord":
+        where = builder.info.splits[split].file_instructions
+        records = Records([(str(x.filename), x.skip, x.take) for x in where])
+        parse = _parser()
+
+        def example(index):
+            found = parse(records[index])
+            label = found["label"].int64_list.value[0] if labelled else None
+            return found["image"].bytes_list.value[0], label
+
+        return len(records), example, records.name
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    source = builder.as_data_source(split, decoders=decoders)
+
+    def example(index):
+        found = source[index]
+        return found["image"], found["label"] if labelled else None
+
+    return len(source), example, lambda i: f"{builder.info.full_name} {split} {i}"
+
+
+def _builder(dataset, data_dir):
+    """Returns the tfds builder of a data set that is prepared."""
+    try:
+        import tensorflow_datasets as tfds
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is missing, which data sets of tfds need; run: pip install"
+            ' "vicreg_jax[data]"'
+        ) from error
+    where = dict(data_dir=os.path.expanduser(data_dir) or None)
+    try:
+        builder = tfds.builder(dataset, **where)
+        if not builder.is_prepared():
+            builder = tfds.builder(dataset, file_format="array_record", **where)
+            builder.download_and_prepare()
+    except Exception as error:  # whatever a download or a data set's own code raises
+        reason = " ".join(str(error).partition("Available datasets:")[0].split())
+        raise ValueError(
+            f"tfds has no data set {dataset!r} ready and cannot prepare it:"
+            f" {type(error).__name__}: {reason[:400]}"
+        ) from error
+    return builder
+
+
+def _parser():
+    """Returns a function: the bytes of a tf.train.Example -> its features by name.
+
+    With protobuf alone: TensorFlow would take seconds to import, and a GPU.
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", syntax="proto3")
+    many, one = 3, 1  # LABEL_REPEATED, LABEL_OPTIONAL
+    text, message, raw, integer, real = 9, 11, 12, 3, 2  # TYPE_STRING and so on
+    for name, fields in {
+        "BytesList": [("value", many, raw, "")],
+        "FloatList": [("value", many, real, "")],
+        "Int64List": [("value", many, integer, "")],
+        "Feature": [
+            ("bytes_list", one, message, ".BytesList"),
+            ("float_list", one, message, ".FloatList"),
+            ("int64_list", one, message, ".Int64List"),
+        ],
+        # What a map is on the wire.
+        "Entry": [("key", one, text, ""), ("value", one, message, ".Feature")],
+        "Features": [("feature", many, message, ".Entry")],
+        "Example": [("features", one, message, ".Features")],
+    }.items():
+        kind = file.message_type.add(name=name)
+        for number, (field, label, type_, type_name) in enumerate(fields, 1):
+            kind.field.add(name=field, number=number, label=label, type=type_)
+            if type_name:
+                kind.field[-1].type_name = type_name
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    example = message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))
+
+    def parse(record):
+        entries = example.FromString(record).features.feature
+        return {entry.key: entry.value for entry in entries}
+
+    return parse
+
+
+def _refuse_bucket(path):
+    if "://" in path:
+        raise ValueError(
+            f"TFRecord files must be on a disk or a mounted bucket; got {path}"
+        )
+
+
+def _index(path):
+    """Returns int64 [records, 2]: where each record starts, and its length in bytes.
+
+    A record is its length (8 bytes), a checksum (4), the data, and a checksum (4).
+    """
+    _refuse_bucket(path)
+    found = []
+    with open(path, "rb", buffering=0) as file:
+        end, position = os.fstat(file.fileno()).st_size, 0
+        while position < end:
+            header = os.pread(file.fileno(), 8, position)
+            length = struct.unpack("<Q", header)[0] if len(header) == 8 else end
+            found.append((position + 12, length))
+            position += length + 16
+    if position != end:
+        raise ValueError(f"{path} is cut short, or is no (uncompressed) TFRecord file")
+    return np.array(found, np.int64).reshape(-1, 2)

@@ -1,0 +1,131 @@
+"""How much memory a step needs on a device: an estimate before anything compiles."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxprs_in_params
+
+from vicreg_jax.config import Config
+from vicreg_jax.state import TrainState
+
+
+class Need(NamedTuple):
+    """Bytes on each device, and in words what they are for."""
+
+    least: float
+    likely: float
+    words: str
+
+
+def estimate(
+    model: nn.Module,
+    state: TrainState,
+    config: Config,
+    devices: int,
+    *,
+    canvas: int = 0,
+) -> Need:
+    """Returns what a step needs: state, gradients and activations of both views.
+
+    The backward pass needs the result of every convolution and matrix product, or what
+    was normalized from it; usually both are kept. (In float32, compiled for a CPU,
+    temporary memory is 1.8 to 2.8 times those results, besides the gradients.)
+
+    Args:
+      model: images -> (representation, embedding).
+      state: shapes suffice, as `jax.eval_shape` returns them.
+      devices: over which the batch is divided; each holds the whole state.
+      canvas: height and width of images that are yet to be cropped, or 0.
+    """
+    size, channels = config.data.image_size, len(config.data.mean)
+    rows = config.data.batch_size // devices
+    images = jax.ShapeDtypeStruct((rows, size, size, channels), jnp.float32)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+
+    def forward(variables, images):
+        return model.apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+
+    products = 2 * _products(jax.make_jaxpr(forward)(variables, images).jaxpr)
+    fixed = _bytes(state) + _bytes(state.params)
+    views = 2 * _bytes(images) + rows * canvas**2 * channels * 5  # uint8 and float32
+    words = (
+        f"config.data.batch_size {config.data.batch_size} and config.model.expander"
+        f" {config.model.expander} on {devices} device(s): {fixed / 1e9:.1f} GB of"
+        " parameters, gradients and optimizer, and"
+        f" {(products + views) / 1e9:.1f} to {(2 * products + views) / 1e9:.1f} GB of"
+        f" activations of {rows} images on each"
+    )
+    return Need(fixed + views + products, fixed + views + 2 * products, words)
+
+
+def check(need: Need, limit: float | None) -> str:
+    """Returns a warning where the memory of a device may not suffice, else "".
+
+    Args:
+      limit: bytes of a device, None where that is not known.
+
+    Raises:
+      ValueError: it cannot suffice.
+    """
+    if limit is None or need.likely <= limit:
+        return ""
+    advice = (
+        f"{need.words}; a device has {limit / 1e9:.1f} GB. Lower data.batch_size, take"
+        " a narrower model.expander or encoder, or more devices"
+    )
+    if need.least > limit:
+        raise ValueError(f"out of memory before it begins: {advice}")
+    return f"memory may not suffice: {advice}"
+
+
+def limit() -> float | None:
+    """Returns the bytes of one device, None where that is not known."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if device.platform != "cpu" or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return memory / jax.local_device_count()  # the devices of a CPU share it
+
+
+@contextmanager
+def explained(need: Need) -> Iterator[None]:
+    """Turns a device's "out of memory" into one line that says what takes it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(
+            f"a device ran out of memory with {need.words}; lower data.batch_size, take"
+            " a narrower model.expander or encoder, or more devices"
+        ) from error
+
+
+def _bytes(tree):
+    leaves = jax.tree.leaves(tree)
+    return sum(np.prod(x.shape, dtype=float) * x.dtype.itemsize for x in leaves)
+
+
+def _products(jaxpr):
+    """Returns the bytes of all results of convolutions and matrix products."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            total += _bytes([v.aval for v in equation.outvars])
+        total += sum(_products(inner) for inner in jaxprs_in_params(equation.params))
+    return total
