@@ -43,5 +43,6 @@ def get_config():
 
     c.every = dict(log_steps=10, checkpoint_epochs=10)
     c.evaluate = dict(labels_per_class=(1, 5, 10), draws=100)
+    c.prepare = dict(shards=64, shorter_side=0, quality=0)
     c.wandb = ""
     return c

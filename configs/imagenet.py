@@ -68,5 +68,6 @@ def get_config(policy="official"):
 
     c.every = dict(log_steps=100, checkpoint_epochs=1)
     c.evaluate = dict(labels_per_class=(1, 5, 10), draws=0)
+    c.prepare = dict(shards=64, shorter_side=0, quality=0)
     c.wandb = ""
     return c

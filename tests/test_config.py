@@ -125,11 +125,11 @@ BAD = [
     ("evaluate.labels_per_class", [1.5], "is of type tuple of int; got [1.5]"),
     ("data", 3, "config.data is a mapping of fields; got 3"),
     # a value that there is not
-    ("task", "train", "config.task must be one of pretrain; got train"),
+    ("task", "train", "config.task must be one of pretrain, prepare; got train"),
     (
         "data.name",
         "mnist",
-        "data.name must be one of folder, tfds, tfrecord, arrays, digits, fake; got",
+        "data.name must be one of folder, prepared, tfds, tfrecord, arrays, digits",
     ),
     ("model.stem", "torch", "one of imagenet, cifar, solo_learn; got torch"),
     ("model.dtype", "float16", "must be one of float32, bfloat16; got float16"),
@@ -235,6 +235,9 @@ CHANGED = {
     "every.checkpoint_epochs": 7,
     "evaluate.draws": 7,
     "evaluate.labels_per_class": [2],
+    "prepare.shards": 7,
+    "prepare.shorter_side": 7,
+    "prepare.quality": 7,
     "wandb": "project",
 }
 

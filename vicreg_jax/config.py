@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Data:
-    name: str = "fake"  # folder, tfds, tfrecord, arrays, digits or fake
+    name: str = "fake"  # folder, prepared, tfds, tfrecord, arrays, digits or fake
     path: str = ""  # folder of images, .npz of arrays, TFRecords, tfds data_dir
     dataset: str = ""  # of tfds: its name, if need be with /config and :version
     split: str = "train"  # of tfds
@@ -96,8 +96,17 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Prepare:
+    """The task that writes a data set into the workdir, for fast reading."""
+
+    shards: int = 64  # files
+    shorter_side: int = 0  # of larger images, in pixels, after shrinking; 0 keeps all
+    quality: int = 0  # of JPEG; 0 keeps the files as they are, or is 90 with shrinking
+
+
+@dataclass(frozen=True)
 class Config:
-    task: str = "pretrain"
+    task: str = "pretrain"  # or prepare
     seed: int = 0
     epochs: int = 100
     data: Data = field(default_factory=Data)
@@ -107,15 +116,16 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     every: Every = field(default_factory=Every)
     evaluate: Evaluate = field(default_factory=Evaluate)
+    prepare: Prepare = field(default_factory=Prepare)
     wandb: str = ""  # project of Weights & Biases, if any
 
 
 # May differ when a run is continued; anything else would make it another run.
-CHANGEABLE = ("epochs", "every.", "evaluate.", "wandb")
+CHANGEABLE = ("epochs", "every.", "evaluate.", "prepare.", "wandb")
 
 CHOICES = {
-    "task": ("pretrain",),
-    "data.name": ("folder", "tfds", "tfrecord", "arrays", "digits", "fake"),
+    "task": ("pretrain", "prepare"),
+    "data.name": ("folder", "prepared", "tfds", "tfrecord", "arrays", "digits", "fake"),
     "data.resize": ("auto", "host", "device"),
     "model.stem": ("imagenet", "cifar", "solo_learn"),
     "model.dtype": ("float32", "bfloat16"),
@@ -123,6 +133,7 @@ CHOICES = {
 }
 NEEDS_PATH = {
     "folder": "the folder of images",
+    "prepared": "the folder that the task prepare wrote",
     "tfrecord": "the TFRecord files, such as DIR/train-*,",
     "arrays": "the .npz file",
 }
@@ -130,6 +141,7 @@ POSITIVE = (
     *("epochs", "data.batch_size", "data.image_size", "data.std", "model.width"),
     *("model.expander", "optimizer.base_lr", "optimizer.trust_coefficient"),
     *("every.log_steps", "every.checkpoint_epochs", "evaluate.labels_per_class"),
+    "prepare.shards",
 )
 PROBABILITIES = (
     *("augment.flip", "augment.jitter", "augment.grey", "augment.blur"),
@@ -141,6 +153,7 @@ NOT_NEGATIVE = (
     *("loss.invariance", "loss.variance", "loss.covariance"),
     *("optimizer.weight_decay", "optimizer.momentum", "optimizer.warmup_epochs"),
     *("optimizer.warmup_start", "optimizer.end_scale", "evaluate.draws"),
+    "prepare.shorter_side",
 )
 
 
@@ -252,6 +265,7 @@ def _check(config):
     each(["data.mean"], math.isfinite, "finite")
     each(["seed"], lambda x: x < 2**32, "below 2**32")  # jax.random.key folds others
     each(["augment.sigma"], lambda x: 0 < x <= 2.4, "two numbers in (0, 2.4]")
+    each(["prepare.quality"], lambda x: 0 <= x <= 100, "between 0 and 100")
     each(["augment.hue"], lambda x: 0 <= x <= 0.5, "between 0 and 0.5")
     for name in ("augment.blur", "augment.solarize"):
         if len(values[name]) != 2:

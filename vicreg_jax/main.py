@@ -1,5 +1,6 @@
 """The command line: flags, refusals in one line, dispatch by task."""
 
+import dataclasses
 import re
 import sys
 import traceback
@@ -7,10 +8,13 @@ from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+from rich.progress import Progress
 
 from vicreg_jax import config as configs
 from vicreg_jax import evaluate, train
-from vicreg_jax.data import sources
+from vicreg_jax.data import shards, sources
+from vicreg_jax.data.encoded import Encoded
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with a get_config().")
 WORKDIR = flags.DEFINE_string(
@@ -39,7 +43,30 @@ def pretrain(config: configs.Config, workdir: Path) -> None:
     evaluate.show(table)
 
 
-TASKS = {"pretrain": pretrain}
+def prepare(config: configs.Config, workdir: Path) -> None:
+    """Writes a data set into the workdir as ArrayRecord files."""
+    images = sources.load(config.data, seed=config.seed).train.images
+    if not isinstance(images, Encoded):
+        raise ValueError(
+            f"config.data.name {config.data.name!r} gives arrays, which are read as"
+            " they are; the task prepare is for image files"
+        )
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("preparing", total=len(images))
+        shards.prepare(
+            images,
+            workdir,
+            **dataclasses.asdict(config.prepare),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(
+        f"{workdir} is prepared; train with --config.data.name=prepared"
+        f" --config.data.path={workdir}",
+        file=sys.stderr,
+    )
+
+
+TASKS = {"pretrain": pretrain, "prepare": prepare}
 
 
 def main(argv: list[str]) -> None:

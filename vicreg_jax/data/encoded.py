@@ -48,7 +48,7 @@ class Encoded:
             raise ModuleNotFoundError(
                 "image files need Pillow, which is missing; run: pip install pillow"
             ) from error
-        self._pil, self._read = PIL.Image, read
+        self._pil, self.read = PIL.Image, read
         self.names, self.labels, self.classes = names, labels, classes
         self.broken: dict[int, str] = {}  # index -> reason
         self.seconds = dict.fromkeys(("read", "decode", "resize"), 0.0)  # per thread
@@ -125,7 +125,7 @@ class Encoded:
 
     def whole(self, index: int, *, channels: int = 3) -> np.ndarray:
         """Returns an image as it is, uint8 [h, w, c]."""
-        image = self._pil.open(io.BytesIO(self._read(index))).convert(_mode(channels))
+        image = self._pil.open(io.BytesIO(self.read(index))).convert(_mode(channels))
         return np.asarray(image).reshape(*image.size[::-1], channels)
 
     def stack(self, *, channels: int = 3) -> np.ndarray:
@@ -141,7 +141,7 @@ class Encoded:
         try:
             if index not in self.broken:
                 with self._timed("read"):
-                    data = self._read(index)
+                    data = self.read(index)
                 return self._pil.open(io.BytesIO(data))
         except Exception as error:  # whatever a damaged file makes Pillow raise
             self._note(index, error)

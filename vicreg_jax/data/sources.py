@@ -15,6 +15,7 @@ from vicreg_jax.config import Data
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.folder import folder
 from vicreg_jax.data.records import prepared, tfrecords
+from vicreg_jax.data.shards import shards
 
 
 class Noise:
@@ -113,6 +114,9 @@ def load(data: Data, *, seed: int) -> Splits:
         return arrays(data.path)
     if data.name == "folder":
         images = folder(data.path)
+        return Splits(Examples(images, images.labels), None)
+    if data.name == "prepared":
+        images = shards(data.path)
         return Splits(Examples(images, images.labels), None)
     if data.name == "tfrecord":
         return Splits(Examples(tfrecords(data.path), None), None)

@@ -1,0 +1,251 @@
+"""How many images per second a CPU core prepares, stage by stage, from your own files.
+
+    python -m benchmarks.input --data=FOLDER [--target=2500] [--out=FILE.json]
+    python -m benchmarks.input --data=FILE.npz --size=32
+
+Every image makes two views: of the official policy, or for arrays of solo-learn's for
+CIFAR, which does not blur. The rivals take turns on one core, to which the script pins
+itself, and times are processor seconds, which others on the core do not lengthen much;
+the table has medians over the rounds. Rows for files:
+
+    plain Pillow   the whole work per image as torchvision's transforms on Pillow do it
+    read           files into memory (of which the system may have a copy)
+    decode         alone
+    host           decode, both crops, resizing: data.resize=host
+    device         decode, copy to a canvas: data.resize=device
+
+After "host" and "device" the colours are left to the accelerator; that part is timed on
+the device jax finds, with its own rate. The result says how many cores feed --target
+images per second. For arrays, "device" is all of the work, on the device jax finds.
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+if hasattr(os, "sched_setaffinity"):  # before JAX counts the cores for its threads
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import PIL  # noqa: E402
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps  # noqa: E402
+
+from vicreg_jax import config as configs  # noqa: E402
+from vicreg_jax.data import plan, sources, views  # noqa: E402
+from vicreg_jax.data.encoded import Encoded  # noqa: E402
+from vicreg_jax.data.folder import folder  # noqa: E402
+from vicreg_jax.train import parts  # noqa: E402
+
+IMAGES, BATCH, BATCH_OF_ARRAYS = 128, 64, 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data", required=True, help="a folder, or an .npz file")
+    parser.add_argument("--size", type=int, default=224, help="of a view, in pixels")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--target", type=float, default=2500, help="images per second")
+    parser.add_argument("--out", type=Path, help="writes the result as JSON")
+    args = parser.parse_args()
+    if args.data.endswith(".npz"):
+        images = sources.arrays(args.data).train.images[:BATCH_OF_ARRAYS]
+        result = measure_arrays(images, args.size, args.rounds)
+    else:
+        result = measure(folder(args.data, threads=1), args.size, args.rounds)
+    show(result, args.target)
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def measure(files: Encoded, size: int, rounds: int) -> dict:
+    """Returns all rates, in images per processor second, and the machine."""
+    chosen = np.linspace(0, len(files) - 1, min(IMAGES, len(files))).astype(int)
+    chosen = [int(i) for i in chosen]
+    paths = [files.names[i] for i in chosen]
+    data = [Path(path).read_bytes() for path in paths]
+    held = Encoded(data.__getitem__, paths, threads=1)
+    config = configs.parse(dict(data=dict(batch_size=BATCH, image_size=size)))
+    policies, canvas = parts.policies(config), held.canvas(size)
+    uniforms = plan.uniforms(0, 0, (len(data), 2, views.NUMBERS))
+    sizes = np.array([held.whole(i).shape[:2] for i in range(len(data))])
+    drawn = views.parameters(uniforms, sizes, policies)
+    everything = np.arange(len(data))
+
+    def host(canvas):
+        for start in range(0, len(data), BATCH):
+            rows = slice(start, start + BATCH)
+            held.views(
+                everything[rows], uniforms[rows], policies, size=size, canvas=canvas
+            )
+
+    rivals = {
+        "plain Pillow": lambda: [plain(d, i, drawn, size) for i, d in enumerate(data)],
+        "read": lambda: [Path(path).read_bytes() for path in paths],
+        "decode": lambda: [held.whole(i) for i in everything],
+        "host": lambda: host(0),
+        "device": lambda: host(canvas),
+    }
+    return {
+        "images": len(data),
+        "mean height, width": sizes.mean(axis=0).round(1).tolist(),
+        "mean kilobytes": round(sum(map(len, data)) / len(data) / 1e3, 1),
+        "size": size,
+        "canvas": canvas,
+        **in_turns(rivals, len(data), rounds),
+        "accelerator's part, images per second": {
+            "host": round(on_device(held, config, 0, rounds), 1),
+            "device": round(on_device(held, config, canvas, rounds), 1),
+        },
+        **here(),
+    }
+
+
+def measure_arrays(images: np.ndarray, size: int, rounds: int) -> dict:
+    """Returns the rates for images that the device holds, and the machine."""
+    augment = dict(crop_scale=(0.2, 1.0), blur=(0.0, 0.0), solarize=(0.1, 0.1))
+    data = dict(batch_size=len(images), image_size=size)
+    config = configs.parse(dict(data=data, augment=augment))
+    numbers = dict(views=2, numbers=views.NUMBERS)
+    planner = plan.Planner(
+        seed=0, examples=len(images), batch_size=len(images), **numbers
+    )
+    held = jax.device_put(images)
+    in_turn = jax.default_backend() == "cpu"
+    render = jax.jit(partial(parts.render, config=config, in_turn=in_turn))
+    indices, drawn = parts.batch(planner, images, config, 0, rows=slice(None))
+    pictures = [Image.fromarray(images[i]) for i in indices]
+
+    def device():  # with planning the step
+        batch = parts.batch(planner, images, config, 0, rows=slice(None))
+        jax.block_until_ready(render((held, *batch)))
+
+    rivals = {
+        "plain Pillow": lambda: [
+            augmented(x, i, drawn, size) for i, x in enumerate(pictures)
+        ],
+        "device": device,
+    }
+    return {
+        "images": len(images),
+        "mean height, width": list(images.shape[1:3]),
+        "size": size,
+        **in_turns(rivals, len(images), rounds),
+        **here(),
+    }
+
+
+def in_turns(rivals, images, rounds):
+    """Returns the rate of each, and how often it is that of plain Pillow: medians."""
+    times = {name: [] for name in rivals}
+    for turn in range(rounds + 1):  # the first warms up
+        for name, work in rivals.items():
+            begin = time.process_time()
+            work()
+            if turn:
+                times[name].append(time.process_time() - begin)
+    slow = times["plain Pillow"]
+    against = {
+        name: statistics.median(a / b for a, b in zip(slow, t, strict=True))
+        for name, t in times.items()
+    }
+    rates = {name: images / statistics.median(t) for name, t in times.items()}
+    return {
+        "images per CPU second": {n: round(r, 1) for n, r in rates.items()},
+        "times plain Pillow": {n: round(r, 2) for n, r in against.items()},
+    }
+
+
+def here():
+    return {
+        "accelerator": str(jax.devices()[0].device_kind),
+        "machine": f"{platform.machine()}, {platform.system()}, one core",
+        "versions": {"pillow": PIL.__version__, "jax": jax.__version__},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def on_device(held, config, canvas, rounds):
+    """Returns images per second of what is left to the device, both views."""
+    count = min(BATCH, len(held))
+    uniforms = plan.uniforms(0, 0, (count, 2, views.NUMBERS))
+    where = dict(size=config.data.image_size, canvas=canvas)
+    batch = held.views(np.arange(count), uniforms, parts.policies(config), **where)
+    batch = jax.device_put(batch)
+    in_turn = jax.default_backend() == "cpu"
+    render = jax.jit(partial(parts.render, config=config, in_turn=in_turn))
+    times = []
+    for turn in range(rounds + 1):
+        begin = time.perf_counter()
+        jax.block_until_ready(render(batch))
+        if turn:  # the first compiles
+            times.append(time.perf_counter() - begin)
+    return count / statistics.median(times)
+
+
+def plain(data, index, drawn, size):
+    """One image, both views, as torchvision's transforms on Pillow do it."""
+    return augmented(Image.open(io.BytesIO(data)).convert("RGB"), index, drawn, size)
+
+
+def augmented(image, index, drawn, size):
+    result = []
+    for v in range(2):
+        p = views.Parameters(*(leaf[index, v] for leaf in drawn))
+        top, left, height, width = p.box.astype(int).tolist()
+        x = image.crop((left, top, left + width, top + height))
+        x = x.resize((size, size), Image.Resampling.BICUBIC)
+        if p.flip:
+            x = x.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if p.brightness != 1:
+            for kind in p.order:
+                x = jitter(x, kind, p)
+        if p.grey:
+            x = x.convert("L").convert("RGB")
+        if p.sigma:
+            x = x.filter(ImageFilter.GaussianBlur(float(p.sigma)))
+        if p.solarize:
+            x = ImageOps.solarize(x, 128)
+        x = np.asarray(x, np.float32).transpose(2, 0, 1) / 255
+        result.append((x - np.float32(0.45)) / np.float32(0.225))
+    return result
+
+
+def jitter(image, kind, p):
+    if kind == 3:
+        hue, saturation, value = image.convert("HSV").split()
+        turned = np.asarray(hue) + np.uint8(int(p.hue * 255) % 256)
+        parts = (Image.fromarray(turned), saturation, value)
+        return Image.merge("HSV", parts).convert("RGB")
+    enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[kind]
+    return enhance(image).enhance(float((p.brightness, p.contrast, p.saturation)[kind]))
+
+
+def show(result: dict, target: float) -> None:
+    height, width = result["mean height, width"]
+    print(
+        f"{result['images']} images, on average {height:.0f} x {width:.0f} pixels;"
+        f" two views of {result['size']} pixels; canvas {result.get('canvas', 'none')}"
+    )
+    print(
+        f"{'':14}{'images/s/core':>15}{'x Pillow':>10}{f'cores for {target:g}/s':>20}"
+    )
+    for name, rate in result["images per CPU second"].items():
+        ratio = result["times plain Pillow"][name]
+        print(f"{name:14}{rate:15.0f}{ratio:10.2f}{target / rate:20.1f}")
+    device = result.get("accelerator's part, images per second")
+    if device:
+        print(
+            f"left to {result['accelerator']}, in images/s: {device['host']:.0f} after"
+            f" host, {device['device']:.0f} after device"
+        )
+
+
+if __name__ == "__main__":
+    main()
