@@ -30,7 +30,7 @@ clean:
 	@touch $@
 
 .venv/test: pyproject.toml
-	@$(MAKE) --no-print-directory environment EXTRA=test SIZE=220
+	@$(MAKE) --no-print-directory environment EXTRA=test SIZE=580
 	@touch $@
 
 .PHONY: environment
