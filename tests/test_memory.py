@@ -1,7 +1,9 @@
 """The estimate of memory: against what XLA counts, and what it refuses."""
 
+import flax.linen as nn
 import jax
 import numpy as np
+import optax
 import pytest
 
 from vicreg_jax import config as configs
@@ -49,6 +51,42 @@ def test_what_grows_with_the_batch_is_divided_over_the_devices():
     split = need(shrunk(batch_size=512), devices=8)
     assert split.least == pytest.approx(one.least)
     assert split.likely == pytest.approx(one.likely)
+
+
+class Layers(nn.Module):
+    """Ten dense layers on [n, 16], plain, scanned or rematerialized."""
+
+    kind: str
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = x.reshape(len(x), -1)[:, :16]
+        dense = {"remat": nn.remat(nn.Dense)}.get(self.kind, nn.Dense)
+        if self.kind == "scan":
+            layer = nn.Dense(16)
+            body = nn.scan(
+                lambda layer, x, _: (layer(x), None),
+                variable_broadcast="params",
+                split_rngs={"params": False},
+                length=10,
+            )
+            return body(layer, x, None)[0]
+        for _ in range(10):
+            x = dense(16)(x)
+        return x
+
+
+def test_scanned_layers_count_each_time_and_rematerialized_ones_do_not():
+    def activations(kind):
+        config = shrunk(image_size=8)
+        model = parts.model(config, Layers(kind))
+        state = jax.eval_shape(parts.initializer(model, optax.identity(), config))
+        found = memory.estimate(model, state, config, 1)
+        return found.likely - found.least  # one more time the products
+
+    one = 2 * 64 * 16 * 4  # both views of a layer
+    assert activations("plain") == activations("scan")
+    assert activations("plain") - activations("remat") == 10 * one
 
 
 def test_too_little_memory_is_refused_and_what_may_suffice_is_warned_of():

@@ -125,7 +125,10 @@ def _products(jaxpr):
     """Returns the bytes of all results of convolutions and matrix products."""
     total = 0.0
     for equation in jaxpr.eqns:
-        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+        name, params = equation.primitive.name, equation.params
+        if name in ("conv_general_dilated", "dot_general"):
             total += _bytes([v.aval for v in equation.outvars])
-        total += sum(_products(inner) for inner in jaxprs_in_params(equation.params))
+        if name != "remat2":  # computes its inside once more, to keep nothing of it
+            inner = sum(_products(x) for x in jaxprs_in_params(params))
+            total += inner * (params["length"] if name == "scan" else 1)
     return total
