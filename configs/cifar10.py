@@ -7,7 +7,8 @@ python -m vicreg_jax.main --config=configs/cifar10.py --config.data.name=arrays 
 FILE.npz holds `images`, uint8 [50000, 32, 32, 3], and for the table of few-label probes
 at the end `labels`, `test_images` and `test_labels`.
 
-Cost: 1000 epochs of 195 steps; one GPU, not yet measured.
+Cost: 1000 epochs of 195 steps; one GPU, not yet measured. The table at the end takes
+some minutes on few CPU cores; --config.evaluate.draws=0 leaves it out.
 Result: not yet measured. Published with a related recipe: 92.07 % top-1 by an online
 linear head (solo-learn; configs/cifar10_sololearn.py).
 """

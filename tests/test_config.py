@@ -175,6 +175,13 @@ BAD = [
     ("data.name", "tfrecord", "needs the TFRecord files, such as DIR/train-*, there"),
     ("data.name", "tfds", "config.data.dataset is empty; data.name 'tfds' needs the"),
     ("data.path", "x.npz", "data.path is 'x.npz', but data.name is 'fake'; did you"),
+    ("data", dict(name="tfds", dataset="a", path="x.npz"), "mean data.name=arrays?"),
+    ("data", dict(name="folder", path="x/train-*"), "did you mean data.name=tfrecord?"),
+    ("data.validation", True, "config.data.validation is for the digits; for others"),
+    ("data.image_size", 10**5, "data.image_size must be 8192 or less; got 100000"),
+    ("data.resize", "gpu", "data.resize must be one of auto, host, device; got gpu"),
+    ("optimizer.end_scale", 2.0, "config.optimizer.end_scale must be 1 or less"),
+    ("prepare.quality", 101, "config.prepare.quality must be between 0 and 100"),
     ("data.image_size", 1, "config.data.image_size must be 2 or more; got 1"),
     ("model.expander", [16, 1], "config.model.expander must be 2 or more; got 1"),
 ]

@@ -144,3 +144,33 @@ def test_a_run_on_a_folder_does_not_depend_on_the_number_of_threads(tmp_path):
     b = train.run(config, tmp_path / "b", source=source)
     for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_images_beside_class_folders_are_taken_and_nothing_is_labelled(tmp_path):
+    pictures(tmp_path)
+    picture(0, 20, 30).save(tmp_path / "beside.png")
+    files = folder(tmp_path)
+    assert len(files) == 9 and files.labels is None and files.classes == []
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pixels_of_more_than_8_bits_are_refused_before_training(tmp_path, mode):
+    for i in range(4):
+        ramp = np.linspace(0, 1, 900).reshape(30, 30) * (1 if mode == "F" else 60_000)
+        kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+        Image.fromarray(ramp.astype(kind)).save(tmp_path / f"{i}.tif")
+    with pytest.raises(
+        ValueError, match=r"4 of 4 images .*mode I;16|mode [IF] are not"
+    ):
+        train.run(run_config(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_files_that_are_no_images_is_refused_before_training(tmp_path):
+    for i in range(20):
+        (tmp_path / f"{i}.jpg").write_text("no image")
+    with pytest.raises(
+        ValueError, match="20 of 20 images cannot be read, such as .*0.j"
+    ):
+        train.run(run_config(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -186,6 +186,15 @@ def test_a_warm_up_as_long_as_the_run_is_refused(warmup):
         )
 
 
+@pytest.mark.parametrize("start", [-0.1, 0.5])
+def test_a_warm_up_that_starts_outside_the_rates_is_refused(start):
+    with pytest.raises(ValueError, match=f"the peak, 0.4; warmup_start is {start}"):
+        optim.warmup_cosine(
+            **dict(base_lr=0.2, batch_size=512, epochs=20, steps_per_epoch=3),
+            warmup_start=start,
+        )
+
+
 def test_adamw_decays_matrices_but_not_vectors():
     params = {"w": jnp.full((3, 2), 2.0), "b": jnp.full(2, 2.0)}
     grads = jax.tree.map(jnp.zeros_like, params)

@@ -17,7 +17,7 @@ from vicreg_jax.config import Data
 from vicreg_jax.data import records, sources
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.folder import folder
-from vicreg_jax.data.records import prepared
+from vicreg_jax.data.records import from_tfds
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -78,7 +78,7 @@ def folder_of(builder):
 
 
 def read(builder, split="train"):
-    return prepared("tiny", split=split, data_dir=folder_of(builder))
+    return from_tfds("tiny", split=split, data_dir=folder_of(builder))
 
 
 def assert_read(found, builder, split):
@@ -168,7 +168,7 @@ def test_a_data_set_without_images_is_refused(tmp_path):
 
 def test_an_unknown_data_set_is_refused_without_naming_all_others(tmp_path):
     with refused(ValueError, "tfds has no data set 'no_such_set' .{,120}$"):
-        prepared("no_such_set", split="train", data_dir=str(tmp_path))
+        from_tfds("no_such_set", split="train", data_dir=str(tmp_path))
 
 
 class CountedPictures(tfds.core.GeneratorBasedBuilder):
@@ -196,7 +196,7 @@ class FailingPictures(CountedPictures):
 
 def test_what_is_not_prepared_is_prepared_once_as_array_record_files(tmp_path):
     for _ in range(2):
-        found = prepared("counted_pictures", split="train", data_dir=str(tmp_path))
+        found = from_tfds("counted_pictures", split="train", data_dir=str(tmp_path))
         builder = tfds.builder("counted_pictures", data_dir=tmp_path)
         assert_read(found[0], builder, "train")
         assert CountedPictures.generated == 1
@@ -206,19 +206,19 @@ def test_what_is_not_prepared_is_prepared_once_as_array_record_files(tmp_path):
 
 def test_a_data_set_that_cannot_be_prepared_is_refused(tmp_path):
     with refused(ValueError, "cannot prepare it: RuntimeError: the archive is damaged"):
-        prepared("failing_pictures", split="train", data_dir=str(tmp_path))
+        from_tfds("failing_pictures", split="train", data_dir=str(tmp_path))
 
 
 def test_missing_tfds_is_named_with_what_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with refused(ModuleNotFoundError, f"tensorflow_datasets is missing.*{INSTALL}"):
-        prepared("tiny", split="train", data_dir=str(tmp_path))
+        from_tfds("tiny", split="train", data_dir=str(tmp_path))
 
 
 ARRAY_RECORD = """if True:
     import sys
-    from vicreg_jax.data.records import prepared
-    (images, _), _ = prepared("tiny", split="train", data_dir=sys.argv[1])
+    from vicreg_jax.data.records import from_tfds
+    (images, _), _ = from_tfds("tiny", split="train", data_dir=sys.argv[1])
     print(images.shape, "tensorflow" in sys.modules)
 """
 
@@ -250,6 +250,17 @@ def test_a_run_on_a_prepared_data_set_ends_with_the_table(tiny, tmp_path):
 @pytest.mark.parametrize("split", ["test[:5]", "train[:3]+test[:5]"])
 def test_what_is_trained_on_is_no_test_split(tiny, split):
     assert len(read(tiny, split)) == 1
+
+
+def test_all_splits_together_leave_no_test_split(tiny):
+    ((images, _),) = read(tiny, "all")
+    assert len(images) == 70
+
+
+@pytest.mark.parametrize("split", ["train+train", "train[:9]+train[5:]", "all+test"])
+def test_a_split_that_may_name_an_example_twice_is_refused(tiny, split):
+    with refused(ValueError, "may name an example twice; name each split once"):
+        read(tiny, split)
 
 
 def test_splits_can_be_joined(tiny):
@@ -285,7 +296,7 @@ def test_images_of_another_kind_are_refused(tmp_path, feature):
     row = {"image": np.zeros(shape, feature.np_dtype)}
     make(tmp_path, "array_record", {"image": feature}, {"train": [row]})
     with refused(ValueError, "feature 'image' .*; expected an Image of uint8"):
-        prepared("tiny", split="train", data_dir=str(tmp_path))
+        from_tfds("tiny", split="train", data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -293,5 +304,5 @@ def test_labels_that_are_no_classes_are_left_out(tmp_path, file_format):
     features = LABELLED | {"label": F.Text()}
     rows = [x | {"label": "red"} for x in examples(4, 0)]
     make(tmp_path, file_format, features, {"train": rows})
-    ((images, labels),) = prepared("tiny", split="train", data_dir=str(tmp_path))
+    ((images, labels),) = from_tfds("tiny", split="train", data_dir=str(tmp_path))
     assert len(images) == 4 and labels is None

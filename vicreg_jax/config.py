@@ -55,7 +55,7 @@ class Model:
     stem: str = "imagenet"  # or cifar, or solo_learn for that library's CIFAR
     zero_init_residual: bool = True  # a residual block starts as the identity
     expander: tuple[int, ...] = (8192, 8192, 8192)
-    expander_bias: bool = False  # of the last layer
+    expander_bias: bool = False  # of the last layer; the loss does not see it
     dtype: str = "float32"  # of the computation, or bfloat16; parameters are float32
 
 
@@ -296,6 +296,8 @@ def _check(config):
         raise ValueError(f"config.optimizer.momentum must be below 1; got {momentum}")
     if not any(dataclasses.astuple(config.loss)):
         raise ValueError("config.loss: all weights are zero; nothing would be learned")
+    each(["data.image_size"], lambda x: x <= 8192, "8192 or less")
+    each(["optimizer.end_scale"], lambda x: x <= 1, "1 or less")
     for name in ("data.batch_size", "data.image_size", "model.expander"):
         last = values[name][-1] if name == "model.expander" else values[name]
         if last < 2:
@@ -310,6 +312,18 @@ def _check(config):
         raise ValueError(
             f"config.data.path is {data.path!r}, but data.name is {data.name!r}; did"
             f" you mean data.name={', '.join(NEEDS_PATH)}?"
+        )
+    if data.validation and data.name != "digits":
+        raise ValueError(
+            "config.data.validation is for the digits; for others give the part that"
+            " you hold out as test images (arrays) or name it in data.split (tfds)"
+        )
+    wanted = {"tfds": ".npz", "folder": "*"}.get(data.name)
+    if wanted and wanted in data.path:
+        other = {"tfds": "arrays", "folder": "tfrecord"}[data.name]
+        raise ValueError(
+            f"config.data.path is {data.path!r}, but data.name is {data.name!r}; did"
+            f" you mean data.name={other}?"
         )
     if data.name == "tfds" and not data.dataset:
         raise ValueError(

@@ -31,6 +31,7 @@ def pretrain(config: configs.Config, workdir: Path) -> None:
     if not config.evaluate.draws:
         train.run(config, workdir)
         return
+    evaluate.check_installed()
     splits = sources.load(config.data, seed=config.seed)
     evaluate.check(splits, config)
     trained = train.run(config, workdir, source=splits.train.images)

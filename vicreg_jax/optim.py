@@ -70,7 +70,7 @@ def warmup_cosine(
     warmup_start: float = 0.0,
     end_scale: float = 1e-3,
 ) -> optax.Schedule:
-    """Returns the published schedule: linear warm-up from zero, then half a cosine.
+    """Returns the published schedule: a linear warm-up, then half a cosine.
 
     The peak is base_lr * batch_size / 256, the end end_scale times the peak. (The
     paper's text prints an end of 0.002; the authors' code has 0.001 of the peak, 0.0016
@@ -83,7 +83,7 @@ def warmup_cosine(
       warmup_start: learning rate of the first step; the authors' is zero.
 
     Raises:
-      ValueError: the warm-up is not shorter than the run.
+      ValueError: the warm-up is not shorter than the run, or starts above the peak.
 
     Source: arXiv:2105.04906, sec. 4.2; facebookresearch/vicreg adjust_learning_rate.
     """
@@ -98,6 +98,12 @@ def warmup_cosine(
         raise ValueError(
             f"the warm-up must be shorter than the run; got {warmup_epochs} of"
             f" {epochs} epochs"
+        )
+
+    if not 0 <= warmup_start <= peak:
+        raise ValueError(
+            f"the warm-up must start between 0 and the peak, {peak:g}; warmup_start is"
+            f" {warmup_start:g}"
         )
 
     def schedule(step):

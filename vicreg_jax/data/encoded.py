@@ -16,6 +16,7 @@ import numpy as np
 
 from vicreg_jax.data import views
 
+CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
 BROKEN_AT_MOST = 0.01  # share of a data set; more than that is not an accident
 
 
@@ -108,24 +109,37 @@ class Encoded:
             indices[rows] = (indices[rows] + 1) % len(self)
         return pictures, parameters
 
-    def canvas(self, size: int, *, views: int = 2, most: int = 512) -> int:
+    def canvas(self, size: int) -> int:
         """Returns a canvas that nine in ten of the images fit into, if that is small.
 
-        Judged by some of the headers.
-
-        Args:
-          size: height and width of a view.
-          most: height and width that more memory is not worth.
+        It has room for two finished views of this size. Judged by some of the headers.
         """
-        some = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int)
-        images = list(self._threads.map(self._open, some.tolist()))
+        images = list(self._threads.map(self._open, self._some()))
         sides = [max(image.size) for image in images if image]
-        wanted = np.percentile(sides, 90) if sides else most
-        return max(views * size, min(most, 32 * int(np.ceil(wanted / 32))))
+        wanted = np.percentile(sides, 90) if sides else CANVAS_AT_MOST
+        wanted = min(CANVAS_AT_MOST, 32 * int(np.ceil(wanted / 32)))
+        return max(2 * size, wanted)
+
+    def check(self) -> None:
+        """Raises ValueError where more than a quarter of some images are broken."""
+
+        def one(index):
+            try:
+                self.whole(index)
+            except Exception as error:  # whatever a damaged file makes Pillow raise
+                self._note(index, error)
+
+        some = self._some()
+        list(self._threads.map(one, some))
+        if len(self.broken) > len(some) / 4:
+            self._refuse(len(some))
+
+    def _some(self):
+        return np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int).tolist()
 
     def whole(self, index: int, *, channels: int = 3) -> np.ndarray:
         """Returns an image as it is, uint8 [h, w, c]."""
-        image = self._pil.open(io.BytesIO(self.read(index))).convert(_mode(channels))
+        image = _converted(self._pil.open(io.BytesIO(self.read(index))), channels)
         return np.asarray(image).reshape(*image.size[::-1], channels)
 
     def stack(self, *, channels: int = 3) -> np.ndarray:
@@ -152,7 +166,7 @@ class Encoded:
             return False
         try:
             with self._timed("decode"):
-                pixels = image.convert(_mode(out.shape[-1]))
+                pixels = _converted(image, out.shape[-1])
         except Exception as error:
             self._note(index, error)
             return False
@@ -198,11 +212,14 @@ class Encoded:
 
     def _refuse_many_broken(self):
         if len(self.broken) > max(1, BROKEN_AT_MOST * len(self)):
-            names = ", ".join(self.names[i] for i in sorted(self.broken)[:3])
-            raise ValueError(
-                f"{len(self.broken)} of {len(self)} images cannot be read, such as"
-                f" {names}; mend or remove them"
-            )
+            self._refuse(len(self))
+
+    def _refuse(self, tried):
+        some = [f"{self.names[i]} ({self.broken[i]})" for i in sorted(self.broken)[:3]]
+        raise ValueError(
+            f"{len(self.broken)} of {tried} images cannot be read, such as"
+            f" {', '.join(some)}; mend or remove them"
+        )
 
 
 def cores() -> int:
@@ -212,5 +229,7 @@ def cores() -> int:
     return os.cpu_count()
 
 
-def _mode(channels):
-    return "L" if channels == 1 else "RGB"
+def _converted(image, channels):
+    if image.mode.startswith(("I", "F")):  # Pillow would clip them to 0..255
+        raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
+    return image.convert("L" if channels == 1 else "RGB")

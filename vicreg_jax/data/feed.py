@@ -12,11 +12,11 @@ import jax
 ADVICE = {
     "read": "put the images on a faster disk, or into fewer files (data.name=tfds)",
     "decode": "give the process more cores, or store the images smaller",
-    "resize": "let the accelerator do it (data.resize=device), or give the process more"
-    " cores",
+    "resize": "give the process more cores, prepare smaller images, or let an"
+    " accelerator do it (data.resize=device)",
     "prepare": "make indexing the source faster, or pass a smaller array, which the"
     " device then holds",
-    "transfer": "let the host do the resizing (data.resize=host)",
+    "transfer": "send less: data.resize=host where it is device, or smaller views",
 }
 
 

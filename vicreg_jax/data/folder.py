@@ -1,4 +1,4 @@
-"""A folder of image files as a source; it never opens one itself."""
+"""A folder of image files as a source; it never decodes one."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,8 @@ def folder(root: str | os.PathLike, *, threads: int | None = None) -> Encoded:
 
     Args:
       root: class folders of images (`root/CLASS/**`, classes in alphabetic order, as
-        torchvision's ImageFolder has them), or images without classes.
+        torchvision's ImageFolder has them); or images without classes, which it is too
+        if some lie beside the folders.
       threads: see `Encoded`.
 
     Raises:
@@ -48,9 +49,10 @@ def _listing(root):
         found = _images(root / name)
         paths += found
         labels += [label] * len(found)
-    if paths:
-        return paths, np.array(labels), classes
-    return _images(root), None, []
+    everything = _images(root)
+    if len(paths) < len(everything):
+        return everything, None, []
+    return paths, np.array(labels), classes
 
 
 def _images(folder):

@@ -2,11 +2,13 @@
 
 import glob
 import os
+import re
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from absl import logging
 
 from vicreg_jax.data.encoded import Encoded, cores
 
@@ -107,7 +109,7 @@ def tfrecords(pattern: str) -> Encoded:
     )
 
 
-def prepared(
+def from_tfds(
     dataset: str, *, split: str, data_dir: str = ""
 ) -> list[tuple[np.ndarray | Encoded, np.ndarray | None]]:
     """Returns (images, labels) of a tfds data set, and of a small one's test split.
@@ -143,8 +145,14 @@ def prepared(
     if size > IN_MEMORY:
         _, example, name = _examples(builder, split)
         return [(Encoded(lambda i: example(i)[0], Names(name, length)), None)]
-    used = {part.partition("[")[0].strip() for part in split.split("+")}
-    test = next((x for x in ("test", "validation") if x in known and x not in used), "")
+    used = [part.partition("[")[0].strip() for part in split.split("+")]
+    if len(set(used)) < len(used) or ("all" in used and len(used) > 1):
+        raise ValueError(
+            f"config.data.split {split!r} may name an example twice; name each split"
+            " once"
+        )
+    free = () if "all" in used else ("test", "validation")
+    test = next((x for x in free if x in known and x not in used), "")
     return [
         _in_memory(*_examples(builder, part), channels=shape[-1])
         for part in (split, test)
@@ -217,17 +225,21 @@ def _builder(dataset, data_dir):
             ' "vicreg_jax[data]"'
         ) from error
     where = dict(data_dir=os.path.expanduser(data_dir) or None)
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # it warns of what it does not find
     try:
         builder = tfds.builder(dataset, **where)
         if not builder.is_prepared():
             builder = tfds.builder(dataset, file_format="array_record", **where)
             builder.download_and_prepare()
     except Exception as error:  # whatever a download or a data set's own code raises
-        reason = " ".join(str(error).partition("Available datasets:")[0].split())
+        reason = re.split("Available datasets:|Here are", str(error))[0]
         raise ValueError(
             f"tfds has no data set {dataset!r} ready and cannot prepare it:"
-            f" {type(error).__name__}: {reason[:400]}"
+            f" {type(error).__name__}: {' '.join(reason.split())[:400]}"
         ) from error
+    finally:
+        logging.set_verbosity(level)
     return builder
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from vicreg_jax.config import Data
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.folder import folder
-from vicreg_jax.data.records import prepared, tfrecords
+from vicreg_jax.data.records import from_tfds, tfrecords
 from vicreg_jax.data.shards import shards
 
 
@@ -27,7 +27,11 @@ class Noise:
     DIFFERENT = 256
 
     def __init__(self, *, examples: int, image_size: int, channels: int, seed: int):
-        shape = (min(examples, self.DIFFERENT), image_size, image_size, channels)
+        count = 2**28 // (image_size**2 * channels)  # 256 MB at most
+        shape = (
+            max(1, min(examples, self.DIFFERENT, count)),
+            *(image_size, image_size, channels),
+        )
         self._images = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
         self._examples = examples
 
@@ -121,7 +125,7 @@ def load(data: Data, *, seed: int) -> Splits:
     if data.name == "tfrecord":
         return Splits(Examples(tfrecords(data.path), None), None)
     if data.name == "tfds":
-        found = prepared(data.dataset, split=data.split, data_dir=data.path)
+        found = from_tfds(data.dataset, split=data.split, data_dir=data.path)
         train, test = ([Examples(*part) for part in found] + [None])[:2]
         return Splits(train, test)
     noise = Noise(
@@ -141,6 +145,8 @@ def _examples(path, images, labels):
             f"{path}: expected images of uint8 [n, h, w] or [n, h, w, 1 or 3]; got"
             f" {images.dtype} {images.shape}"
         )
+    if not len(images):
+        raise ValueError(f"{path}: there are no images in it, shape {images.shape}")
     if labels is not None and (
         labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer)
     ):

@@ -41,6 +41,11 @@ def check(splits: Splits, config: Config) -> None:
             "config.evaluate.draws needs labels and a labelled test split; the data"
             f" {config.data.name!r} lacks them; set config.evaluate.draws=0"
         )
+    if train.images.shape[1:] != test.images.shape[1:] or not len(test.images):
+        raise ValueError(
+            f"training and test images differ: {train.images.shape} and"
+            f" {test.images.shape}; expected the same height, width and channels"
+        )
     most = max(config.evaluate.labels_per_class, default=0)
     fewest = np.unique(train.labels, return_counts=True)[1].min()
     if most > fewest:
@@ -48,6 +53,11 @@ def check(splits: Splits, config: Config) -> None:
             f"config.evaluate.labels_per_class asks for {most}; a class has only"
             f" {fewest}"
         )
+    check_installed()
+
+
+def check_installed() -> None:
+    """Raises ModuleNotFoundError without scikit-learn."""
     if not importlib.util.find_spec("sklearn"):
         raise ModuleNotFoundError(
             "config.evaluate.draws needs scikit-learn, which is not installed; run:"
@@ -177,9 +187,10 @@ def _whitened(train, test):
     Components beyond 99 % of the variance are left out: they are noise.
     """
     mean = train.mean(axis=0)
-    _, s, components = np.linalg.svd(train - mean, full_matrices=False)
-    kept = 1 + np.searchsorted(np.cumsum(s**2) / np.sum(s**2), 0.99)
-    basis = components[:kept].T * (np.sqrt(len(train) - 1) / s[:kept])
+    variances, components = np.linalg.eigh(np.cov(train.T.astype(np.float64)))
+    variances, components = variances[::-1], components[:, ::-1]
+    kept = 1 + np.searchsorted(np.cumsum(variances) / np.sum(variances), 0.99)
+    basis = (components[:, :kept] / np.sqrt(variances[:kept])).astype(np.float32)
     return (train - mean) @ basis, (test - mean) @ basis
 
 

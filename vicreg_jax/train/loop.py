@@ -81,7 +81,7 @@ def run(
     whole, split = sharding.whole(mesh), sharding.split(mesh)
     on_cpu = jax.default_backend() == "cpu"
     one_cpu = on_cpu and mesh.size == 1
-    held = parts.fits_device(images)
+    held = parts.is_small(images)
     step_fn = make_train_step(
         model,
         tx,
@@ -101,6 +101,7 @@ def run(
 
     with ExitStack() as closing:
         stop = closing.enter_context(Stop())  # left last, after the last save
+        closing.enter_context(memory.explained(need))
         checkpoints = Checkpoints(
             workdir.absolute() / "checkpoints", facts={"examples": len(images)}
         )
@@ -147,20 +148,18 @@ def run(
         if warning:
             recorder.note(warning)
         recorder.say("compiling")
-        with memory.explained(need):
-            state = init() if state is None else state
+        state = init() if state is None else state
         # Unfinished collectives of several virtual CPU devices wait for each other's
         # threads.
         one_by_one = mesh.size > 1 and on_cpu
         behind = None
         resident = (jax.device_put(images, whole),) if held else ()
         for step, batch in enumerate(feed, start + 1):
-            with memory.explained(need):
-                state, values, outputs = step_fn(state, (*resident, *batch))
-                jax.block_until_ready(behind)  # the host stays one step ahead, not more
-                behind = values
-                if step == start + 1 or one_by_one:  # the first compiles: timed apart
-                    jax.block_until_ready(state)
+            state, values, outputs = step_fn(state, (*resident, *batch))
+            jax.block_until_ready(behind)  # the host stays one step ahead, not more
+            behind = values
+            if step == start + 1 or one_by_one:  # the first is timed apart: it compiles
+                jax.block_until_ready(state)
             recorder.step(step, values, outputs)
             if one_by_one:
                 recorder.flush()

@@ -58,8 +58,9 @@ def estimate(
         )
 
     products = 2 * _products(jax.make_jaxpr(forward)(variables, images).jaxpr)
-    fixed = _bytes(state) + _bytes(state.params)
-    views = 2 * _bytes(images) + rows * canvas**2 * channels * 5  # uint8 and float32
+    held, gradients = _bytes(state), _bytes(state.params)
+    views = 2 * _bytes(images) + rows * canvas**2 * channels
+    fixed = held + gradients
     words = (
         f"config.data.batch_size {config.data.batch_size} and config.model.expander"
         f" {config.model.expander} on {devices} device(s): {fixed / 1e9:.1f} GB of"
@@ -67,7 +68,8 @@ def estimate(
         f" {(products + views) / 1e9:.1f} to {(2 * products + views) / 1e9:.1f} GB of"
         f" activations of {rows} images on each"
     )
-    return Need(fixed + views + products, fixed + views + 2 * products, words)
+    least = held + views + products
+    return Need(least, least + gradients + products, words)
 
 
 def check(need: Need, limit: float | None) -> str:
@@ -93,7 +95,10 @@ def check(need: Need, limit: float | None) -> str:
 def limit() -> float | None:
     """Returns the bytes of one device, None where that is not known."""
     device = jax.local_devices()[0]
-    stats = device.memory_stats() or {}
+    try:
+        stats = device.memory_stats() or {}
+    except (NotImplementedError, RuntimeError):  # not every platform counts
+        return None
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
     if device.platform != "cpu" or "SC_PHYS_PAGES" not in os.sysconf_names:

@@ -84,6 +84,7 @@ def images(config: Config) -> np.ndarray | Encoded:
 def check_images(images: Any, config: Config) -> None:
     """Raises ValueError where the images are not what the config describes."""
     if isinstance(images, Encoded):
+        images.check()
         return
     sample = images[np.arange(1)]
     shape, dtype = sample.shape, sample.dtype
@@ -198,7 +199,7 @@ def policies(config: Config) -> list[views.Policy]:
     ]
 
 
-def fits_device(images: Any) -> bool:
+def is_small(images: Any) -> bool:
     """Tells whether every device can hold all images: arrays of at most 1 GiB."""
     return isinstance(images, np.ndarray) and images.nbytes <= 2**30
 
@@ -247,7 +248,7 @@ def batch(
             channels=len(data.mean),
             canvas=canvas,
         )
-    held = fits_device(images)
+    held = is_small(images)
     chosen = indices.astype(np.int32) if held else images[indices]
     sizes = np.array((images if held else chosen).shape[1:3])
     return chosen, views.parameters(uniforms, sizes, policies(config))

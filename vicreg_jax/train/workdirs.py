@@ -59,4 +59,4 @@ def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None
         path = workdir / "broken_files.txt"
         lines = [f"{images.names[i]}\t{broken[i]}\n" for i in sorted(broken)]
         path.write_text("".join(lines))
-        note(f"{len(broken)} files could not be read and were replaced; see {path}")
+        note(f"{len(broken)} images could not be read; {path} lists them")
