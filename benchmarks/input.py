@@ -116,9 +116,9 @@ def measure_arrays(images: np.ndarray, size: int, rounds: int) -> dict:
     planner = plan.Planner(
         seed=0, examples=len(images), batch_size=len(images), **numbers
     )
-    held = jax.device_put(images)
-    in_turn = jax.default_backend() == "cpu"
-    render = jax.jit(partial(parts.render, config=config, in_turn=in_turn))
+    held = jax.device_put(images.reshape(len(images), -1))
+    how = dict(in_turn=jax.default_backend() == "cpu", shape=images.shape[1:])
+    render = jax.jit(partial(parts.render, config=config, **how))
     indices, drawn = parts.batch(planner, images, config, 0, rows=slice(None))
     pictures = [Image.fromarray(images[i]) for i in indices]
 

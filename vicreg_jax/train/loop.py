@@ -88,7 +88,12 @@ def run(
         weights=asdict(config.loss),
         mesh=mesh,
         seed=config.seed,
-        render=partial(parts.render, config=config, in_turn=one_cpu),
+        render=partial(
+            parts.render,
+            config=config,
+            in_turn=one_cpu,
+            shape=images.shape[1:] if held else (),
+        ),
         batch_sharding=(whole, split, split) if held else split,
     )
     init = jax.jit(parts.initializer(model, tx, config), out_shardings=whole)
@@ -153,7 +158,9 @@ def run(
         # threads.
         one_by_one = mesh.size > 1 and on_cpu
         behind = None
-        resident = (jax.device_put(images, whole),) if held else ()
+        # In rows: the tiles of a TPU would blow up a last axis of 3 channels.
+        rows = images.reshape(len(images), -1) if held else None
+        resident = (jax.device_put(rows, whole),) if held else ()
         for step, batch in enumerate(feed, start + 1):
             state, values, outputs = step_fn(state, (*resident, *batch))
             jax.block_until_ready(behind)  # the host stays one step ahead, not more

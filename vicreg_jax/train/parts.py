@@ -255,16 +255,25 @@ def batch(
 
 
 def render(
-    batch: tuple[Any, ...], *, config: Config, in_turn: bool = False
+    batch: tuple[Any, ...],
+    *,
+    config: Config,
+    in_turn: bool = False,
+    shape: tuple[int, ...] = (),
 ) -> tuple[jax.Array, ...]:
     """Returns the device's part: two normalized views of each image of a batch.
 
     Args:
-      batch: (images, parameters), or (all images, indices, parameters).
+      batch: (images, parameters), or (all images [n, h * w * c], indices, parameters).
       in_turn: see `pixels.recolour`.
+      shape: [h, w, c] of the images, where all of them are given.
     """
-    *images, parameters = batch
-    images = images[0][images[1]] if len(images) == 2 else images[0]
+    *given, parameters = batch
+    if len(given) == 2:
+        everything, indices = given
+        images = everything[indices].reshape(len(indices), *shape)
+    else:
+        (images,) = given
     data = config.data
     result = []
     for i, policy in enumerate(policies(config)):
