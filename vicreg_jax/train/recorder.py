@@ -57,7 +57,7 @@ class Recorder:
         self._gather = jax.jit(tuple, out_shardings=sharding.whole(mesh))
         self._diagnose = jax.jit(metrics.diagnostics)
         self._feed, self._clock = feed, None
-        self._waiting, self._healthy, self._starving = None, True, False
+        self._waiting, self._healthy, self._starved = None, True, False
 
     def step(self, step: int, values: dict, outputs: tuple) -> None:
         """Takes the device's results of a finished or unfinished step."""
@@ -89,13 +89,12 @@ class Recorder:
         self._writer.write(step, values)
         self._bar.show(step, values)
         self._judge(step, values)
-        starving = values.get("data_wait", 0.0) > STARVING
-        if starving and not self._starving:
+        if values.get("data_wait", 0.0) > STARVING and not self._starved:
+            self._starved = True  # said once
             self.note(
                 f"step {step}: the device waits {values['data_wait']:.0%} of the time"
                 f" for images; {self._feed.bottleneck()}"
             )
-        self._starving = starving
 
     def close(self) -> None:
         self._bar.close()
