@@ -1,4 +1,4 @@
-"""VICReg with ResNet-18 on CIFAR-10: solo-learn's recipe, to the letter.
+"""VICReg with ResNet-18 on CIFAR-10: solo-learn's recipe, but for the precision.
 
 python -m vicreg_jax.main --config=configs/cifar10_sololearn.py  (downloads it by tfds)
 

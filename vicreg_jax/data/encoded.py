@@ -30,6 +30,9 @@ class Encoded:
       classes: names of the labels.
       threads: that decode at once; by default as many as this process has cores.
 
+    `broken` holds index -> reason of images that could not be read, `seconds` the time
+    that each stage has taken, over the number of threads.
+
     Raises:
       ModuleNotFoundError: Pillow is not installed.
     """
@@ -51,8 +54,8 @@ class Encoded:
             ) from error
         self._pil, self.read = PIL.Image, read
         self.names, self.labels, self.classes = names, labels, classes
-        self.broken: dict[int, str] = {}  # index -> reason
-        self.seconds = dict.fromkeys(("read", "decode", "resize"), 0.0)  # per thread
+        self.broken: dict[int, str] = {}
+        self.seconds = dict.fromkeys(("read", "decode", "resize"), 0.0)
         self._lock = threading.Lock()
         self.threads = threads or cores()
         self._threads = ThreadPoolExecutor(self.threads)
