@@ -70,9 +70,72 @@ def test_the_prefix_of_distributed_training_is_taken_off():
     )
 
 
-def test_other_names_are_refused():
+def test_other_names_are_refused_all_at_once():
     with pytest.raises(ValueError, match="'fc.weight' is not of a ResNet.*classifier"):
         convert.from_torch({"fc.weight": np.zeros((10, 512))})
+    names = ["stem.conv.weight", "conv1.gain", "head.0.weight", "projector.2.weight"]
+    with pytest.raises(ValueError, match="'stem.conv.weight',.*(4 names)"):
+        convert.from_torch(dict.fromkeys(names, np.zeros(3)))
+
+
+def test_variables_are_copies():
+    tensor = np.zeros(64, np.float32)
+    variables = convert.from_torch({"bn1.bias": tensor})
+    tensor += 1
+    assert not variables["params"]["bn1"]["bias"].any()
+    state_dict = convert.to_torch(variables)
+    state_dict["bn1.bias"] += 1
+    assert not variables["params"]["bn1"]["bias"].any()
+
+
+def names_of_detectron2(blocks, convolutions):
+    """The tensors of a backbone of Detectron2, as its modules nest, without norms'
+    counters: put together by hand, not from PyTorch's names."""
+    layers = ["stem.conv1"]
+    for stage, n in zip((2, 3, 4, 5), blocks, strict=True):
+        for block in range(n):
+            layers += [f"res{stage}.{block}.conv{i + 1}" for i in range(convolutions)]
+            if block == 0 and (convolutions == 3 or stage > 2):
+                layers.append(f"res{stage}.{block}.shortcut")
+    leaves = ("weight", *(f"norm.{x}" for x in ("weight", "bias")))
+    leaves += ("norm.running_mean", "norm.running_var")
+    return {f"{layer}.{leaf}" for layer in layers for leaf in leaves}
+
+
+@pytest.mark.parametrize(
+    "name, blocks, convolutions",
+    [("resnet50", (3, 4, 6, 3), 3), ("resnet18", (2, 2, 2, 2), 2)],
+)
+def test_names_are_those_of_detectron2(name, blocks, convolutions):
+    module = models.create(name)
+    shapes = jax.tree.map(lambda s: np.broadcast_to(0.0, s.shape), _shapes(module))
+    found = convert.to_detectron2(shapes)
+    assert found.keys() == names_of_detectron2(blocks, convolutions)
+    if name == "resnet50":
+        assert found["stem.conv1.weight"].shape == (64, 3, 7, 7)
+        assert found["stem.conv1.norm.running_var"].shape == (64,)
+        assert found["res3.0.shortcut.weight"].shape == (512, 256, 1, 1)
+        assert found["res5.2.conv3.norm.bias"].shape == (2048,)
+
+
+def test_detectron2_gets_the_numbers_of_the_same_layer():
+    """Drawn from its own name, each tensor tells where it comes from."""
+    names = ["conv1.weight", "bn1.bias", "layer3.5.bn2.running_mean"]
+    names += ["layer1.0.downsample.0.weight", "layer4.0.downsample.1.weight"]
+    shapes = [(64, 3, 7, 7), (64,), (256,), (256, 64, 1, 1), (2048,)]
+    tensors = [by_rule(*pair) for pair in zip(names, shapes, strict=True)]
+    state_dict = dict(zip(names, tensors, strict=True))
+    found = convert.to_detectron2(convert.from_torch(state_dict))
+    theirs = ["stem.conv1.weight", "stem.conv1.norm.bias"]
+    theirs += ["res4.5.conv2.norm.running_mean", "res2.0.shortcut.weight"]
+    theirs += ["res5.0.shortcut.norm.weight"]
+    chex.assert_trees_all_equal(found, dict(zip(theirs, tensors, strict=True)))
+
+
+def test_detectron2_takes_no_expander():
+    variables = {"params": {"encoder": {}, "expander": {}}, "batch_stats": {}}
+    with pytest.raises(ValueError, match="Detectron2 takes an encoder alone"):
+        convert.to_detectron2(variables)
 
 
 def test_twelve_steps_of_the_authors_code_are_reproduced(float64):

@@ -1,4 +1,7 @@
-"""Checkpoints of a run: Orbax, with a checksum per array; no other module uses it."""
+"""Checkpoints of a run: Orbax, with a checksum per array; no other module uses it.
+
+And trained encoders, from a run or from a file of weights.
+"""
 
 import json
 import os
@@ -16,7 +19,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from vicreg_jax import config as configs
-from vicreg_jax import models
+from vicreg_jax import models, weights
+from vicreg_jax.weights import Loaded
 
 
 class Checkpoints:
@@ -36,6 +40,9 @@ class Checkpoints:
         facts: Mapping[str, Any] | None = None,
         read_only: bool = False,
     ):
+        level = logging.get_verbosity()
+        if read_only:  # which Orbax would warn of
+            logging.set_verbosity(logging.ERROR)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else 2,
             cleanup_tmp_directories=not read_only,
@@ -46,6 +53,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             folder, options=options, item_names=("state", "meta")
         )
+        logging.set_verbosity(level)
 
     def save(self, step: int, state: Any) -> None:
         """Starts to save; an earlier save is finished first, a saved step stays."""
@@ -141,25 +149,59 @@ class Checkpoints:
         self._manager.close()
 
 
+def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Loaded:
+    """Returns a trained encoder, whoever trained it: a run, an export, a PyTorch file.
+
+    `module.apply(variables, images [n, h, w, c], train=False)` -> [n, f], for images
+    in [0, 1] normalized by `mean` and `std`: the run's, or ImageNet's for a file that
+    does not say.
+
+    Args:
+      path: the workdir of a run (its newest checkpoint); the folder or a file that
+        `export.write` wrote; or a .pth, .pt or .safetensors file with the names of the
+        authors' code, torchvision or timm: an encoder, or encoder and projector,
+        alone or under "model". A classifier `fc` is left out. PyTorch files are read
+        with weights_only; nothing in a file is run.
+      encoder: the module, where it is not one of `models.create`, or has the stem
+        "solo_learn", whose tensors look like those of "cifar".
+
+    Raises:
+      FileNotFoundError: there is no such file or run, or it has saved nothing yet.
+      ModuleNotFoundError: reading this file needs PyTorch or safetensors.
+      ValueError: the file is damaged, or its tensors are not those of the module.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.is_file():
+        return weights.load_file(path, encoder=encoder)
+    about = None
+    if not (path / "checkpoints").is_dir():
+        about = weights.description(path)
+    if about:
+        for name in ("encoder.safetensors", "encoder.pth"):
+            if name in about["files"]:
+                return weights.load_file(path / name, encoder=encoder)
+        raise FileNotFoundError(
+            f"{path} holds only {', '.join(about['files'])}, which are not read back;"
+            " export safetensors too"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"there is no file or folder {path}")
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{path} is no run: there is no config.json; nor is it an export"
+        )
+    return _load_run(path, encoder)
+
+
 def load_encoder(
     path: str | os.PathLike, *, encoder: nn.Module | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns (module, variables) of the encoder that a run has trained so far.
+    """Returns the (module, variables) of `load`."""
+    loaded = load(path, encoder=encoder)
+    return loaded.module, loaded.variables
 
-    `module.apply(variables, images [n, h, w, c], train=False)` -> [n, f], for images
-    normalized by the mean and std of the run's config.
 
-    Args:
-      path: the workdir of a run.
-      encoder: the module, if the run was given its own.
-
-    Raises:
-      FileNotFoundError: there is no run, or it has not saved anything yet.
-      ValueError: no checkpoint is usable or fits the module.
-    """
-    path = Path(path).absolute()
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(f"{path} is no run: there is no config.json")
+def _load_run(path, encoder):
     config = configs.parse(json.loads((path / "config.json").read_text()))
     if encoder is None:
         encoder = models.create(
@@ -168,12 +210,12 @@ def load_encoder(
             stem=config.model.stem,
             dtype=jnp.dtype(config.model.dtype),
         )
-    size, channels = config.data.image_size, len(config.data.mean)
-    images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
-    shapes = jax.eval_shape(
-        lambda x: encoder.init(jax.random.key(0), x, train=False), images
+    expander = models.Expander(config.model.expander, bias=config.model.expander_bias)
+    like = weights.abstract(
+        models.JointEmbedding(encoder, expander),
+        size=config.data.image_size,
+        channels=len(config.data.mean),
     )
-    like = {name: {"encoder": tree} for name, tree in shapes.items()}
     if not (path / "checkpoints").is_dir():
         raise FileNotFoundError(f"{path} has no checkpoint yet")
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
@@ -181,7 +223,18 @@ def load_encoder(
     checkpoints.close()
     if found is None:
         raise FileNotFoundError(f"{path} has no checkpoint yet")
-    return encoder, {name: tree["encoder"] for name, tree in found[1].items()}
+    step, whole = found
+    weights.check(weights.flatten(whole), weights.flatten(like), path)
+    return Loaded(
+        encoder,
+        weights.part(whole, "encoder"),
+        weights.part(whole, "expander"),
+        config,
+        step,
+        str(path),
+        config.data.mean,
+        config.data.std,
+    )
 
 
 def _checksums(state):

@@ -1,0 +1,505 @@
+"""What is written for others gives them the same features, complete or not at all."""
+
+import json
+import pickle
+import sys
+from math import prod
+from pathlib import Path
+
+import chex
+import flax.linen as nn
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from flax.traverse_util import unflatten_dict
+
+from vicreg_jax import checkpoint, config, export, models, weights
+from vicreg_jax.checkpoint import Loaded
+
+MEAN, STD = config.Data().mean, config.Data().std
+DETECTION = Path(__file__).parents[1] / "configs" / "detection"
+NO_TORCH = "PyTorch (the extra torch) is not installed"
+
+
+class Flat(nn.Module):
+    """An encoder of the user's own, with half precision and without statistics."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        dense = nn.Dense(5, dtype=x.dtype, param_dtype=jnp.bfloat16, name="a")
+        return dense(x.reshape(len(x), -1)) * self.param("b", nn.initializers.ones, [])
+
+
+def encoder(module, *, size=32, run=None):
+    """A module with variables that are drawn as if it were trained."""
+    rng = np.random.default_rng(0)
+
+    def draw(name, like):
+        v = rng.standard_normal(like.shape)
+        kind = name.rpartition("/")[2]
+        scale = np.sqrt(2 / prod(like.shape[:-1])) if kind == "kernel" else 0.1
+        shift = 1 if kind == "scale" else 0
+        return np.asarray(
+            np.exp(v * 0.1) if kind == "var" else shift + scale * v
+        ).astype(like.dtype)
+
+    shapes = weights.flatten(weights.abstract(module, size=size, channels=3))
+    variables = {name: draw(name, like) for name, like in shapes.items()}
+    variables = unflatten_dict(variables, sep="/")
+    return Loaded(module, variables, None, run, 12, "runs/mine", MEAN, STD)
+
+
+def digits(**options):
+    return encoder(models.create("digits", **options), size=8)
+
+
+def written(loaded, folder, *formats, size=32):
+    return export.write(
+        loaded, folder, formats=formats, image_size=size, mean=MEAN, std=STD
+    )
+
+
+def images(n, size):
+    return np.random.default_rng(1).standard_normal((n, size, size, 3), np.float32)
+
+
+def features(loaded, x):
+    return jax.jit(lambda v, x: loaded.module.apply(v, x, train=False))(
+        loaded.variables, x
+    )
+
+
+def assert_agree(got, want):
+    """float32 sums in another order through 50 layers: found at most 2e-6."""
+    want = np.asarray(want)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+# safetensors
+
+
+@pytest.mark.parametrize(
+    "module, size",
+    [
+        (models.create("resnet18", width=2, stem="solo_learn"), 32),
+        (models.create("resnet50", dtype=jnp.bfloat16), 96),
+        (models.create("digits"), 8),
+    ],
+)
+def test_safetensors_come_back_bit_for_bit(tmp_path, module, size):
+    run = config.parse({"epochs": 20, "data": {"name": "digits"}})
+    given = encoder(module, size=size, run=run)
+    paths = written(given, tmp_path / "out", "safetensors", size=size)
+    assert paths == {"safetensors": tmp_path / "out" / "encoder.safetensors"}
+    for path in (tmp_path / "out", paths["safetensors"]):
+        loaded = checkpoint.load(path)
+        chex.assert_trees_all_equal(loaded.variables, given.variables)
+        chex.assert_trees_all_equal_dtypes(loaded.variables, given.variables)
+        assert loaded.module == module
+        assert (loaded.config, loaded.step) == (run, 12)
+        assert (loaded.mean, loaded.std) == (MEAN, STD)
+
+
+def test_a_module_of_the_users_own_comes_back_when_it_is_given(tmp_path):
+    given = encoder(Flat(), size=8)
+    written(given, tmp_path, "safetensors", size=8)
+    loaded = checkpoint.load(tmp_path, encoder=Flat())
+    chex.assert_trees_all_equal(loaded.variables, given.variables)
+    chex.assert_trees_all_equal_dtypes(loaded.variables, given.variables)
+    with pytest.raises(ValueError, match="Give the module: encoder="):
+        checkpoint.load(tmp_path)
+
+
+def test_the_description_tells_how_to_use_the_files(tmp_path):
+    given = encoder(models.create("resnet18", stem="cifar"))
+    written(given, tmp_path, "safetensors")
+    about = json.loads((tmp_path / "encoder.json").read_text())
+    name = {"name": "resnet18", "width": 1, "stem": "cifar", "dtype": "float32"}
+    assert about["module"] == name
+    assert (about["image_size"], about["mean"]) == (32, list(MEAN))
+    assert (about["source"], about["step"], about["config"]) == ("runs/mine", 12, None)
+
+
+def test_a_config_of_another_version_does_not_bar_the_weights(tmp_path):
+    given = digits()
+    written(given, tmp_path, "safetensors", size=8)
+    about = json.loads((tmp_path / "encoder.json").read_text())
+    about["config"] = {"a_field_of_the_future": 1}
+    (tmp_path / "encoder.json").write_text(json.dumps(about))
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.config is None
+    chex.assert_trees_all_equal(loaded.variables, given.variables)
+
+
+def test_a_file_that_is_not_the_one_described_is_refused(tmp_path):
+    path = written(digits(), tmp_path, "safetensors", size=8)["safetensors"]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="is not the file that encoder.json beside"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_description_of_another_format_is_refused(tmp_path):
+    written(digits(), tmp_path, "safetensors", size=8)
+    path = tmp_path / "encoder.json"
+    about = json.loads(path.read_text())
+    path.write_text(json.dumps(about | {"format": "vicreg_jax encoder 2"}))
+    with pytest.raises(ValueError, match="format 'vicreg_jax encoder 2'; this version"):
+        checkpoint.load(tmp_path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="encoder.json is no JSON"):
+        checkpoint.load(tmp_path)
+
+
+def test_an_export_without_weights_is_not_read_back(tmp_path):
+    written(digits(), tmp_path, "stablehlo", size=8)
+    with pytest.raises(FileNotFoundError, match="holds only encoder.stablehlo, which"):
+        checkpoint.load(tmp_path)
+
+
+# PyTorch and Detectron2, by plain torch.nn.functional
+
+
+def residual_network(tensors, x, *, detectron2=False, stem="imagenet"):
+    """Returns the last feature map [n, f, h, w] of a ResNet with these tensors."""
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    functional = torch.nn.functional
+
+    def layer(x, conv, norm, stride=1):
+        weight = tensors[f"{conv}.weight"]
+        pad = 2 if stem == "solo_learn" and conv == "conv1" else weight.shape[-1] // 2
+        x = functional.conv2d(x, weight, stride=stride, padding=pad)
+        names = ("running_mean", "running_var", "weight", "bias")
+        return functional.batch_norm(x, *(tensors[f"{norm}.{name}"] for name in names))
+
+    def numbered(block, i):
+        conv = f"{block}.conv{i}"
+        return conv, f"{conv}.norm" if detectron2 else f"{block}.bn{i}"
+
+    if detectron2:
+        x = layer(x, "stem.conv1", "stem.conv1.norm", 2)
+    else:
+        x = layer(x, "conv1", "bn1", 2 if stem == "imagenet" else 1)
+    x = functional.relu(x)
+    if stem == "imagenet":
+        x = functional.max_pool2d(x, 3, 2, 1)
+    for stage in (1, 2, 3, 4):
+        for j in range(100):
+            block = f"res{stage + 1}.{j}" if detectron2 else f"layer{stage}.{j}"
+            if f"{block}.conv1.weight" not in tensors:
+                break
+            stride = 2 if stage > 1 and j == 0 else 1
+            short = ("shortcut", "shortcut.norm")
+            if not detectron2:
+                short = ("downsample.0", "downsample.1")
+            short = tuple(f"{block}.{name}" for name in short)
+            if f"{block}.conv3.weight" in tensors:  # stride in the 3 x 3
+                y = functional.relu(layer(x, *numbered(block, 1)))
+                y = functional.relu(layer(y, *numbered(block, 2), stride))
+                y = layer(y, *numbered(block, 3))
+            else:
+                y = functional.relu(layer(x, *numbered(block, 1), stride))
+                y = layer(y, *numbered(block, 2))
+            if f"{short[0]}.weight" in tensors:
+                x = layer(x, *short, stride)
+            x = functional.relu(x + y)
+    return x
+
+
+def nchw(x):
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    return torch.tensor(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+@pytest.mark.parametrize(
+    "name, options, size",
+    [
+        ("resnet18", {"width": 2, "stem": "cifar"}, 32),
+        ("resnet18", {"stem": "solo_learn"}, 32),
+        ("resnet50", {}, 96),
+    ],
+)
+def test_the_pytorch_file_gives_pytorch_the_same_features(
+    tmp_path, name, options, size
+):
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    given = encoder(models.create(name, **options), size=size)
+    path = written(given, tmp_path, "torch", size=size)["torch"]
+    assert path.name == "encoder.pth"
+    tensors = torch.load(path, weights_only=True)
+    x = images(2, size)
+    stem = options.get("stem", "imagenet")
+    got = residual_network(tensors, nchw(x), stem=stem).mean((2, 3)).numpy()
+    assert_agree(got, features(given, x))
+    loaded = checkpoint.load(tmp_path)  # with the stem that its shapes do not tell
+    assert loaded.module == given.module
+    chex.assert_trees_all_equal(loaded.variables, given.variables)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_detectron2_gets_the_same_features(tmp_path, name):
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    given = encoder(models.create(name), size=96)
+    path = written(given, tmp_path, "detectron2", size=96)["detectron2"]
+    content = pickle.loads(path.read_bytes())
+    assert content["matching_heuristics"] is True  # names are ends of a detector's
+    assert "__author__" in content
+    tensors = {name: torch.tensor(value) for name, value in content["model"].items()}
+    x = images(2, 96)
+    got = residual_network(tensors, nchw(x), detectron2=True).mean((2, 3)).numpy()
+    assert_agree(got, features(given, x))
+
+
+# StableHLO
+
+
+def test_stablehlo_gives_the_same_features_for_any_batch(tmp_path):
+    given = encoder(models.create("resnet18", stem="cifar"))
+    path = written(given, tmp_path, "stablehlo")["stablehlo"]
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    for n in (1, 3):
+        x = images(n, 32)
+        got = exported.call(x)
+        assert got.dtype == jnp.float32
+        assert_agree(got, features(given, x))
+    with pytest.raises(ValueError, match="images|shape|Dimension|dimension"):
+        exported.call(images(1, 16))
+
+
+def test_stablehlo_of_a_half_precision_encoder_computes_in_float32(tmp_path):
+    half = digits(dtype=jnp.bfloat16)
+    path = written(half, tmp_path, "stablehlo", size=8)["stablehlo"]
+    exported = jax.export.deserialize(bytearray(path.read_bytes()))
+    x = images(4, 8)
+    assert_agree(exported.call(x), features(digits(), x))
+    rough = np.abs(np.asarray(features(half, x), np.float32) - exported.call(x)).max()
+    assert rough > 1e-4  # so that the comparison means something
+
+
+def test_multiplications_are_exported_in_full_precision(tmp_path):
+    """CPUs do not show what TF32 and bfloat16 passes would do; the program does."""
+    path = written(digits(), tmp_path, "stablehlo", size=8)["stablehlo"]
+    text = jax.export.deserialize(bytearray(path.read_bytes())).mlir_module()
+    products = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert len(products) >= 5  # of the five layers, platforms apart
+    assert all(line.count("HIGHEST") == 2 for line in products)
+
+
+# Agreement
+
+
+def test_agreement_compares_every_file_that_can_be_run_here(tmp_path, capsys):
+    given = encoder(models.create("resnet18"), size=96)
+    formats = ["safetensors", "stablehlo", "detectron2"]
+    try:
+        import torch
+        from torchvision.models import resnet
+    except Exception:  # missing, or made for another version of torch
+        checked = {"safetensors", "stablehlo"}
+    else:
+        del torch, resnet
+        formats.append("torch")
+        checked = {"safetensors", "stablehlo", "torch"}
+    written(given, tmp_path, *formats, size=96)
+    table = export.agreement(given, tmp_path, images(2, 96))
+    assert table.keys() == checked
+    assert table["safetensors"] == 0
+    assert max(table.values()) < export.TOLERANCE
+    export.show(table)
+    said = capsys.readouterr().out
+    assert "detectron2.pkl" in said and "not checked: load it with Detectron2" in said
+    assert ("not checked: install torch and torchvision" in said) == (
+        "torch" not in checked
+    )
+    assert "differs" not in said
+
+
+def test_agreement_tells_other_weights(tmp_path, capsys):
+    written(digits(), tmp_path, "safetensors", "stablehlo", size=8)
+    other = digits()
+    other.variables["params"]["conv3"]["kernel"] *= 1.01
+    table = export.agreement(other, tmp_path, images(2, 8))
+    assert 1e-3 < min(table.values())
+    export.show(table, formats=["stablehlo"])
+    said = capsys.readouterr().out
+    assert "differs: over 0.0001" in said and "safetensors" not in said
+
+
+def test_agreement_of_a_module_of_the_users_own_and_of_half_precision(tmp_path):
+    for name, given in [
+        ("own", encoder(Flat(), size=8)),
+        ("half", digits(dtype=jnp.bfloat16)),
+    ]:
+        written(given, tmp_path / name, "safetensors", size=8)
+        found = export.agreement(given, tmp_path / name, images(2, 8))
+        assert found == {"safetensors": 0}
+
+
+def test_without_torchvision_the_pytorch_file_is_not_checked(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason=NO_TORCH)
+    given = encoder(models.create("resnet18", stem="cifar"))
+    written(given, tmp_path, "torch")
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    assert export.agreement(given, tmp_path, images(1, 32)) == {}
+
+
+def test_images_that_do_not_fit_are_refused(tmp_path):
+    given = digits()
+    with pytest.raises(FileNotFoundError, match="holds no export: no encoder.json"):
+        export.agreement(given, tmp_path, images(2, 8))
+    written(given, tmp_path, "safetensors", size=8)
+    for x in (images(2, 9), images(2, 8).astype(np.float64), images(0, 8)):
+        with pytest.raises(ValueError, match=r"float32 \[n >= 1, 8, 8, 3\]; got"):
+            export.agreement(given, tmp_path, x)
+
+
+# Complete or not at all
+
+
+def test_a_failure_while_writing_leaves_everything_as_it_was(tmp_path, monkeypatch):
+    written(digits(), tmp_path, "safetensors", size=8)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    other = digits()
+    other.variables["params"]["conv1"]["kernel"] += 1
+
+    def full(*args):
+        Path(args[-1]).write_bytes(b"half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(export, "_stablehlo", full)
+    with pytest.raises(OSError, match="disk full"):
+        written(other, tmp_path, "safetensors", "stablehlo", size=8)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_earlier_export_is_replaced(tmp_path):
+    written(digits(), tmp_path, "safetensors", size=8)
+    other = digits()
+    other.variables["params"]["conv1"]["kernel"] += 1
+    written(other, tmp_path, "safetensors", size=8)
+    chex.assert_trees_all_equal(checkpoint.load(tmp_path).variables, other.variables)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"encoder.safetensors", "encoder.json"}
+
+
+def test_another_format_of_the_same_weights_is_added(tmp_path):
+    given = digits()
+    written(given, tmp_path, "safetensors", size=8)
+    written(given, tmp_path, "stablehlo", size=8)
+    assert export.agreement(given, tmp_path, images(2, 8)).keys() == {
+        "safetensors",
+        "stablehlo",
+    }
+
+
+def test_a_file_that_would_be_left_with_other_weights_is_refused(tmp_path):
+    given = digits()
+    written(given, tmp_path, "safetensors", "stablehlo", size=8)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    given.variables["params"]["conv1"]["kernel"] += 1
+    with pytest.raises(ValueError, match="holds encoder.stablehlo of other weights"):
+        written(given, tmp_path, "safetensors", size=8)
+    with pytest.raises(ValueError, match="holds encoder.stablehlo of other weights"):
+        written(digits(), tmp_path, "safetensors", size=16)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json"])
+def test_other_peoples_files_are_not_overwritten(tmp_path, name):
+    (tmp_path / name).write_text("[1]")
+    with pytest.raises(ValueError, match=f"{name} was not written by an export"):
+        written(digits(), tmp_path, "safetensors", size=8)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["[1]"]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "module, formats, expected",
+    [
+        ("digits", ["onnx"], "no format 'onnx'; there are safetensors, torch"),
+        ("digits", [], "no format given; there are"),
+        ("digits", ["torch"], "torch has no counterpart of DigitsEncoder"),
+        ("digits", ["detectron2"], "detectron2 has no counterpart of DigitsEnc"),
+        ("resnet200", ["detectron2"], r"Detectron2 has .*got stages of \(3, 24"),
+        ("cifar", ["detectron2"], "Detectron2 has .*with the stem 'cifar'"),
+    ],
+)
+def test_formats_without_a_counterpart_are_refused(tmp_path, module, formats, expected):
+    module = {
+        "digits": models.create("digits"),
+        "cifar": models.create("resnet18", stem="cifar"),
+        "resnet200": models.create("resnet200"),
+    }[module]
+    given = Loaded(module, {}, None, None, None, "", MEAN, STD)
+    with pytest.raises(ValueError, match=expected):
+        written(given, tmp_path / "out", *formats)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):
+    given = digits()
+    options = dict(formats=["safetensors"], image_size=8, mean=MEAN, std=STD)
+    for wrong in (dict(image_size=0), dict(mean=(0.5,)), dict(std=(1, 0, 1))):
+        with pytest.raises(ValueError, match="expected image_size >= 1 and one mean"):
+            export.write(given, tmp_path / "out", **options | wrong)
+    del given.variables["params"]["conv2"]
+    with pytest.raises(ValueError, match="1 missing: params/conv2/kernel"):
+        export.write(given, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").write_text("")
+    with pytest.raises(ValueError, match="out is a file; expected a folder"):
+        export.write(digits(), tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [("safetensors", '"safetensors"'), ("torch", r'"vicreg_jax\[torch\]"')],
+)
+def test_a_missing_package_is_named(tmp_path, monkeypatch, name, command):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    given = Loaded(models.create("resnet18"), {}, None, None, None, "", MEAN, STD)
+    with pytest.raises(ModuleNotFoundError, match=f"needs {name}, .*install {command}"):
+        written(given, tmp_path / "out", name)
+
+
+# Detectron2's configs
+
+
+def numbers(text):
+    """Detectron2 evaluates strings such as "(18000, 22000)" as Python."""
+    return tuple(int(x) for x in text.strip("()").split(",") if x)
+
+
+@pytest.mark.parametrize("name", ["voc07_12_c4", "coco_fpn"])
+def test_detection_configs_normalize_as_the_encoder_was_trained(name):
+    found = yaml.safe_load((DETECTION / f"{name}.yaml").read_text())
+    assert found["INPUT"]["FORMAT"] == "RGB"
+    model = found["MODEL"]
+    np.testing.assert_allclose(model["PIXEL_MEAN"], 255 * np.array(MEAN))
+    np.testing.assert_allclose(model["PIXEL_STD"], 255 * np.array(STD))
+    assert model["RESNETS"]["STRIDE_IN_1X1"] is False
+    assert model["BACKBONE"]["FREEZE_AT"] == 0
+
+
+def test_detection_configs_have_the_papers_numbers():
+    """arXiv:2105.04906, appendix: VOC07+12 with C4, COCO with FPN."""
+    voc = yaml.safe_load((DETECTION / "voc07_12_c4.yaml").read_text())
+    solver = voc["SOLVER"]
+    assert (solver["BASE_LR"], solver["IMS_PER_BATCH"]) == (0.1, 16)
+    assert (solver["MAX_ITER"], numbers(solver["STEPS"])) == (24000, (18000, 22000))
+    assert (solver["WARMUP_ITERS"], solver["WARMUP_FACTOR"]) == (1000, 0.333)
+    assert voc["MODEL"]["RPN"]["LOSS_WEIGHT"] == 0.2
+    assert voc["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] == 20
+    coco = yaml.safe_load((DETECTION / "coco_fpn.yaml").read_text())
+    solver = coco["SOLVER"]
+    assert (solver["BASE_LR"], solver["IMS_PER_BATCH"]) == (0.04, 16)
+    assert (solver["MAX_ITER"], numbers(solver["STEPS"])) == (90000, (60000, 80000))
+    assert solver["WARMUP_ITERS"] == 50
+    assert coco["MODEL"]["MASK_ON"] is True

@@ -1,0 +1,176 @@
+"""An export to the Hugging Face Hub, with a model card; it exports nothing itself."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vicreg_jax import weights
+
+CARD = "README.md"
+
+
+def push(folder: str | os.PathLike, repo_id: str, *, private: bool = True) -> str:
+    """Uploads what `export.write` wrote, with a model card; returns its address.
+
+    A README.md that is in the folder already is uploaded as it is; otherwise `card`
+    writes it. encoder.json goes along, with the paths in the config of the run.
+
+    Args:
+      repo_id: "user/name" on the Hub, created where needed.
+
+    Raises:
+      FileNotFoundError: the folder holds no export.
+      ModuleNotFoundError: huggingface_hub is not installed.
+      ConnectionError: the Hub refused or could not be reached.
+    """
+    folder = Path(folder).expanduser()
+    about = weights.description(folder)
+    if about is None:
+        raise FileNotFoundError(f"{folder} holds no export: no {weights.DESCRIPTION}")
+    try:
+        from huggingface_hub import HfApi
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "pushing needs huggingface_hub, which is not installed; run:"
+            ' pip install "vicreg_jax[hub]"'
+        ) from error
+    if not (folder / CARD).exists():
+        text = card(about, results(folder, Path(about["source"])), repo_id=repo_id)
+        (folder / CARD).write_text(text)
+    try:
+        api = HfApi()
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=[CARD, weights.DESCRIPTION, *about["files"]],
+            commit_message=f"Encoder of vicreg_jax {about['version']}",
+        )
+    except Exception as error:  # of the Hub, the network, or a missing sign-in
+        line = " ".join(str(error).split())[:200]
+        raise ConnectionError(
+            f"{repo_id} was not uploaded: {line}; is the name user/name right, and did"
+            " you sign in (hf auth login)?"
+        ) from error
+    return str(url)
+
+
+def results(folder: Path, source: Path) -> list[dict[str, Any]]:
+    """Returns the evaluations of an export or of the run that it comes from.
+
+    They are the files result.json in both folders, below, in their eval/*, and beside
+    the run, that name one of the two as their checkpoint.
+    """
+    judged = [folder.absolute(), source.absolute()]
+    paths = {
+        path
+        for root in (*judged, judged[1].parent)
+        for pattern in ("result.json", "*/result.json", "eval/*/result.json")
+        for path in root.glob(pattern)
+    }
+    found = [_result(path) for path in sorted(paths)]
+    return [x for x in found if x and Path(x["checkpoint"]).absolute() in judged]
+
+
+def card(
+    about: Mapping[str, Any], results: Sequence[Mapping[str, Any]], *, repo_id: str
+) -> str:
+    """Returns the model card, in Markdown, of an encoder.
+
+    Args:
+      about: encoder.json of the export.
+      results: contents of result.json of its evaluations.
+      repo_id: where the encoder will be, for the lines that load it.
+    """
+    module, config = about["module"], about["config"]
+    name = "an encoder of the user's own"
+    if module:
+        wide = f", {module['width']} times as wide" if module["width"] > 1 else ""
+        stem = f", stem {module['stem']}" if module["stem"] != "imagenet" else ""
+        name = f"{module['name']}{wide}{stem}"
+    facts = {
+        "encoder": name,
+        "images": f"{about['image_size']} x {about['image_size']}, in [0, 1], then"
+        f" normalized by mean {_numbers(about['mean'])} and std"
+        f" {_numbers(about['std'])}",
+        "step": about["step"],
+        "written by": f"vicreg_jax {about['version']}",
+    }
+    if config:
+        data = config["data"]
+        facts |= {
+            "data set": data["dataset"] or data["name"],
+            "epochs": config["epochs"],
+            "batch size": data["batch_size"],
+            "loss weights": ", ".join(f"{k} {v:g}" for k, v in config["loss"].items()),
+            "optimizer": f"{config['optimizer']['name']}, base learning rate"
+            f" {config['optimizer']['base_lr']:g} for 256 images, weight decay"
+            f" {config['optimizer']['weight_decay']:g}",
+            "seed": config["seed"],
+        }
+    lines = [
+        "---",
+        "# license: choose one; the data's terms may bind the weights too",
+        "tags: [self-supervised-learning, vicreg, jax, flax]",
+        "---",
+        f"# {repo_id.rpartition('/')[2]}",
+        "",
+        "An image encoder for use with [VICReg](https://arxiv.org/abs/2105.04906)'s"
+        " kind of features: frozen, fine-tuned or as a backbone.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in facts.items() if value is not None),
+        "",
+        "## Results",
+        "",
+        *_results(results),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from huggingface_hub import snapshot_download",
+        "from vicreg_jax import checkpoint",
+        "",
+        f'loaded = checkpoint.load(snapshot_download("{repo_id}"))',
+        "features = loaded.module.apply(loaded.variables, images, train=False)",
+        "```",
+        "",
+        "`images` are float32 [n, h, w, c], normalized as above. Files:"
+        f" {', '.join(about['files'])}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _result(path):
+    """Returns the result.json of an evaluation, or None for another's of that name."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        return None
+    known = isinstance(found, dict) and {"checkpoint", "results"} <= found.keys()
+    return found if known else None
+
+
+def _results(results):
+    rows = [
+        f"| {result['name']} | {result['data']}, {result['tested']} test images |"
+        f" {metric} | {value:.1f} | {_published(result, metric)} |"
+        for result in results
+        for metric, value in result["results"].items()
+    ]
+    if not rows:
+        return ["Not evaluated yet."]
+    head = "| evaluation | data | | per cent | published by the paper |"
+    return [head, "|---|---|---|--:|--:|", *rows]
+
+
+def _published(result, metric):
+    known = result["published"].get(metric)
+    return "" if known is None else f"{known:.1f}"
+
+
+def _numbers(values):
+    return ", ".join(f"{value:g}" for value in values)
