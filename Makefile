@@ -1,4 +1,4 @@
-# make demo   pretrain on handwritten digits and evaluate
+# make demo   pretrain on handwritten digits, evaluate, write a report
 # make test   style, imports and the whole test suite
 # Both set up everything in .venv first. PYTHON=... chooses the interpreter.
 
@@ -11,6 +11,7 @@ BIN = .venv/bin
 
 demo: .venv/demo
 	$(BIN)/python -m vicreg_jax.main --config=configs/digits.py
+	$(BIN)/python -m vicreg_jax.main --config=configs/report.py --workdir=runs/digits
 
 test: .venv/test
 	$(BIN)/ruff format --check .

@@ -2,21 +2,29 @@
 
     python -m benchmarks.input --data=FOLDER [--target=2500] [--out=FILE.json]
     python -m benchmarks.input --data=FILE.npz --size=32
+    python -m benchmarks.input --data=FOLDER --loop [--out=FILE.json]
 
-Every image makes two views: of the official policy, or for arrays of solo-learn's for
-CIFAR, which does not blur. The rivals take turns on one core, to which the script pins
-itself, and times are processor seconds, which others on the core do not lengthen much;
-the table has medians over the rounds. Rows for files:
+FOLDER holds image files, or is what configs/prepare.py makes of them. Every image makes
+two views: of the official policy, or for arrays of solo-learn's for CIFAR, which does
+not blur. The rivals take turns on one core, to which the script pins itself, and times
+are processor seconds, which others on the core do not lengthen much; the table has
+medians over the rounds. Rows for files:
 
     plain Pillow   the whole work per image as torchvision's transforms on Pillow do it
     read           files into memory (of which the system may have a copy)
     decode         alone
     host           decode, both crops, resizing: data.resize=host
+    host, colours  and all the rest but normalization: augment.colour=host
     device         decode, copy to a canvas: data.resize=device
 
-After "host" and "device" the colours are left to the accelerator; that part is timed on
-the device jax finds, with its own rate. The result says how many cores feed --target
-images per second. For arrays, "device" is all of the work, on the device jax finds.
+What is left to the accelerator is timed on the device jax finds, with its own rate. The
+result says how many cores feed --target images per second. For arrays, "device" is all
+of the work, on the device jax finds.
+
+With --loop, all cores: `train.run` with colours on the host and an encoder that looks
+at a few pixels, so that nothing but the input limits it, in turns with the same input
+alone, read batch after batch. Times are of the clock, so let the machine do nothing
+else.
 """
 
 import argparse
@@ -25,72 +33,90 @@ import json
 import os
 import platform
 import statistics
+import sys
+import tempfile
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
-if hasattr(os, "sched_setaffinity"):  # before JAX counts the cores for its threads
+if (
+    hasattr(os, "sched_setaffinity") and "--loop" not in sys.argv
+):  # before JAX counts the cores for its threads
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
+import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-import PIL  # noqa: E402
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps  # noqa: E402
 
 from vicreg_jax import config as configs  # noqa: E402
-from vicreg_jax.data import plan, sources, views  # noqa: E402
+from vicreg_jax import train  # noqa: E402
+from vicreg_jax.data import batches, plan, sources, views  # noqa: E402
 from vicreg_jax.data.encoded import Encoded  # noqa: E402
 from vicreg_jax.data.folder import folder  # noqa: E402
-from vicreg_jax.train import parts  # noqa: E402
+from vicreg_jax.data.records import Names  # noqa: E402
+from vicreg_jax.data.shards import INDEX, shards  # noqa: E402
 
 IMAGES, BATCH, BATCH_OF_ARRAYS = 128, 64, 512
+LOOP, WARM = 50, 10  # steps, and those of them that are not counted
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", required=True, help="a folder, or an .npz file")
+    parser.add_argument("--loop", action="store_true", help="the whole train loop")
     parser.add_argument("--size", type=int, default=224, help="of a view, in pixels")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--target", type=float, default=2500, help="images per second")
     parser.add_argument("--out", type=Path, help="writes the result as JSON")
     args = parser.parse_args()
-    if args.data.endswith(".npz"):
+    if args.loop:
+        result = measure_loop(image_files(args.data, None), args.size, args.rounds)
+    elif args.data.endswith(".npz"):
         images = sources.arrays(args.data).train.images[:BATCH_OF_ARRAYS]
         result = measure_arrays(images, args.size, args.rounds)
     else:
-        result = measure(folder(args.data, threads=1), args.size, args.rounds)
-    show(result, args.target)
+        result = measure(image_files(args.data, 1), args.size, args.rounds)
+    print(json.dumps(result, indent=2)) if args.loop else show(result, args.target)
     if args.out:
         args.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def image_files(path: str, threads: int | None) -> Encoded:
+    """Returns the images of a folder, prepared or not."""
+    source = shards if (Path(path) / INDEX).exists() else folder
+    return source(path, threads=threads)
 
 
 def measure(files: Encoded, size: int, rounds: int) -> dict:
     """Returns all rates, in images per processor second, and the machine."""
     chosen = np.linspace(0, len(files) - 1, min(IMAGES, len(files))).astype(int)
     chosen = [int(i) for i in chosen]
-    paths = [files.names[i] for i in chosen]
-    data = [Path(path).read_bytes() for path in paths]
-    held = Encoded(data.__getitem__, paths, threads=1)
-    config = configs.parse(dict(data=dict(batch_size=BATCH, image_size=size)))
-    policies, canvas = parts.policies(config), held.canvas(size)
+    data = [files.read(i) for i in chosen]
+    held = Encoded(data.__getitem__, [files.names[i] for i in chosen], threads=1)
+    settings = dict(data=dict(batch_size=BATCH, image_size=size))
+    config = configs.parse(settings)
+    coloured = configs.parse(settings | dict(augment=dict(colour="host")))
+    policies, canvas = batches.policies(config), held.canvas(size)
     uniforms = plan.uniforms(0, 0, (len(data), 2, views.NUMBERS))
     sizes = np.array([held.whole(i).shape[:2] for i in range(len(data))])
     drawn = views.parameters(uniforms, sizes, policies)
     everything = np.arange(len(data))
 
-    def host(canvas):
+    def host(**how):
         for start in range(0, len(data), BATCH):
             rows = slice(start, start + BATCH)
-            held.views(
-                everything[rows], uniforms[rows], policies, size=size, canvas=canvas
-            )
+            drawn = everything[rows], uniforms[rows]
+            held.views(*drawn, policies, size=size, **how)
 
     rivals = {
         "plain Pillow": lambda: [plain(d, i, drawn, size) for i, d in enumerate(data)],
-        "read": lambda: [Path(path).read_bytes() for path in paths],
+        "read": lambda: [files.read(i) for i in chosen],
         "decode": lambda: [held.whole(i) for i in everything],
-        "host": lambda: host(0),
-        "device": lambda: host(canvas),
+        "host": host,
+        "host, colours": lambda: host(colour=True),
+        "device": lambda: host(canvas=canvas),
     }
     return {
         "images": len(data),
@@ -101,9 +127,69 @@ def measure(files: Encoded, size: int, rounds: int) -> dict:
         **in_turns(rivals, len(data), rounds),
         "accelerator's part, images per second": {
             "host": round(on_device(held, config, 0, rounds), 1),
+            "host, colours": round(on_device(held, coloured, 0, rounds), 1),
             "device": round(on_device(held, config, canvas, rounds), 1),
         },
         **here(),
+    }
+
+
+class Glance(nn.Module):
+    """Looks at one pixel in 32 of each row and column."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = x[:, ::32, ::32]
+        return nn.Dense(64)(x.reshape(len(x), -1))
+
+
+def measure_loop(files: Encoded, size: int, rounds: int) -> dict:
+    """Returns the rates of the train loop and of its input alone, and the machine."""
+    count, names = BATCH * LOOP, files.names
+    images = Encoded(  # the files again and again
+        lambda i: files.read(i % len(names)),
+        Names(lambda i: names[i % len(names)], count),
+    )
+    settings = dict(
+        data=dict(batch_size=BATCH, image_size=size),
+        augment=dict(colour="host"),
+        model=dict(expander=(16, 16)),
+        optimizer=dict(warmup_epochs=0),
+        every=dict(log_steps=WARM),
+        epochs=1,
+    )
+    config = configs.parse(settings)
+    batches.check(images, config)
+    planner = plan.Planner(
+        seed=0, examples=count, batch_size=BATCH, views=2, numbers=views.NUMBERS
+    )
+
+    def alone():
+        begin = time.perf_counter()
+        for step in range(WARM, LOOP):
+            batches.batch(planner, images, config, step, rows=slice(None))
+        return BATCH * (LOOP - WARM) / (time.perf_counter() - begin)
+
+    def loop():
+        with tempfile.TemporaryDirectory() as workdir:
+            train.run(config, workdir, encoder=Glance(), source=images)
+            lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
+        rates = {x["step"]: x.get("images_per_second") for x in map(json.loads, lines)}
+        counted = [rates[step] for step in range(2 * WARM, LOOP + 1, WARM)]
+        return statistics.harmonic_mean(counted)
+
+    turns = [(alone(), loop()) for _ in range(rounds + 1)][1:]  # the first warms up
+    inputs, loops = (statistics.median(rates) for rates in zip(*turns, strict=True))
+    ratio = statistics.median(loop / alone for alone, loop in turns)
+    rows = {"input alone": round(inputs, 1), "train loop": round(loops, 1)}
+    return {
+        "images": len(names),
+        "size": size,
+        "steps counted": LOOP - WARM,
+        "images per second": rows,
+        "train loop over input alone": round(ratio, 3),
+        "in each round": [round(loop / alone, 3) for alone, loop in turns],
+        **here(images.threads),
     }
 
 
@@ -118,12 +204,12 @@ def measure_arrays(images: np.ndarray, size: int, rounds: int) -> dict:
     )
     held = jax.device_put(images.reshape(len(images), -1))
     how = dict(in_turn=jax.default_backend() == "cpu", shape=images.shape[1:])
-    render = jax.jit(partial(parts.render, config=config, **how))
-    indices, drawn = parts.batch(planner, images, config, 0, rows=slice(None))
+    render = jax.jit(partial(batches.render, config=config, **how))
+    indices, drawn = batches.batch(planner, images, config, 0, rows=slice(None))
     pictures = [Image.fromarray(images[i]) for i in indices]
 
     def device():  # with planning the step
-        batch = parts.batch(planner, images, config, 0, rows=slice(None))
+        batch = batches.batch(planner, images, config, 0, rows=slice(None))
         jax.block_until_ready(render((held, *batch)))
 
     rivals = {
@@ -162,11 +248,11 @@ def in_turns(rivals, images, rounds):
     }
 
 
-def here():
+def here(cores=1):
     return {
         "accelerator": str(jax.devices()[0].device_kind),
-        "machine": f"{platform.machine()}, {platform.system()}, one core",
-        "versions": {"pillow": PIL.__version__, "jax": jax.__version__},
+        "machine": f"{platform.machine()}, {platform.system()}, {cores} core(s)",
+        "versions": {name: version(name) for name in ("pillow", "jax", "numba")},
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -176,10 +262,10 @@ def on_device(held, config, canvas, rounds):
     count = min(BATCH, len(held))
     uniforms = plan.uniforms(0, 0, (count, 2, views.NUMBERS))
     where = dict(size=config.data.image_size, canvas=canvas)
-    batch = held.views(np.arange(count), uniforms, parts.policies(config), **where)
+    batch = held.views(np.arange(count), uniforms, batches.policies(config), **where)
     batch = jax.device_put(batch)
     in_turn = jax.default_backend() == "cpu"
-    render = jax.jit(partial(parts.render, config=config, in_turn=in_turn))
+    render = jax.jit(partial(batches.render, config=config, in_turn=in_turn))
     times = []
     for turn in range(rounds + 1):
         begin = time.perf_counter()
@@ -241,10 +327,8 @@ def show(result: dict, target: float) -> None:
         print(f"{name:14}{rate:15.0f}{ratio:10.2f}{target / rate:20.1f}")
     device = result.get("accelerator's part, images per second")
     if device:
-        print(
-            f"left to {result['accelerator']}, in images/s: {device['host']:.0f} after"
-            f" host, {device['device']:.0f} after device"
-        )
+        left = ", ".join(f"{rate:.0f} after {name!r}" for name, rate in device.items())
+        print(f"left to {result['accelerator']}, in images/s: {left}")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ def get_config():
     c.data.std = (1.0,)
 
     c.augment = dict(crop_scale=(0.5, 1.0), crop_ratio=(1 / 2, 2.0))
-    c.augment.update(flip=0.0, rotation=15.0, shear=0.4)
+    c.augment.update(interpolation="bicubic", flip=0.0, rotation=15.0, shear=0.4)
     c.augment.update(jitter=1.0, brightness=0.5, contrast=0.5, saturation=0.0, hue=0.0)
     c.augment.update(grey=0.0, blur=(0.0, 0.0), sigma=(0.1, 2.0), solarize=(0.0, 0.0))
+    c.augment.colour = "device"
 
     c.model = dict(encoder="digits", width=1, stem="imagenet")
     c.model.zero_init_residual = True
@@ -43,6 +44,7 @@ def get_config():
 
     c.every = dict(log_steps=10, checkpoint_epochs=10)
     c.evaluate = dict(labels_per_class=(1, 5, 10), draws=100)
+    c.evaluate.update(knn_epochs=0, probe=False)
     c.prepare = dict(shards=64, shorter_side=0, quality=0)
     c.wandb = ""
     return c

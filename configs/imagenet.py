@@ -13,6 +13,7 @@ import ml_collections
 _OFFICIAL = dict(
     crop_scale=(0.08, 1.0),
     crop_ratio=(3 / 4, 4 / 3),
+    interpolation="bicubic",
     flip=0.5,
     rotation=0.0,
     shear=0.0,
@@ -25,6 +26,7 @@ _OFFICIAL = dict(
     blur=(1.0, 0.1),  # first view, second view
     sigma=(0.1, 2.0),
     solarize=(0.0, 0.2),
+    colour="device",
 )
 _PAPER = _OFFICIAL | dict(blur=(0.5, 0.5), solarize=(0.1, 0.1))
 _SOLO_LEARN = _PAPER | dict(crop_scale=(0.2, 1.0))
@@ -68,6 +70,7 @@ def get_config(policy="official"):
 
     c.every = dict(log_steps=100, checkpoint_epochs=1)
     c.evaluate = dict(labels_per_class=(1, 5, 10), draws=0)
+    c.evaluate.update(knn_epochs=0, probe=False)
     c.prepare = dict(shards=64, shorter_side=0, quality=0)
     c.wandb = ""
     return c

@@ -1,6 +1,5 @@
 """Images cropped and resized on the device: canvases against finished crops."""
 
-import dataclasses
 import json
 
 import jax
@@ -11,14 +10,10 @@ from PIL import Image
 
 from vicreg_jax import config as configs
 from vicreg_jax import train
-from vicreg_jax.config import Augment
-from vicreg_jax.data import pixels, plan, views
+from vicreg_jax.data import batches, pixels, plan, views
 from vicreg_jax.data.folder import folder
-from vicreg_jax.train import parts
 
-POLICIES = [
-    views.Policy(**dataclasses.asdict(Augment()) | dict(blur=0.5, solarize=0.2))
-] * 2
+POLICIES = [batches.policies(configs.Config())[1]._replace(blur=0.5)] * 2
 SIZE, CANVAS = 24, 64
 
 
@@ -119,12 +114,36 @@ def settings(root, resize, **augment):
 
 
 def test_the_config_says_where_images_are_resized(images, tmp_path):
-    assert parts.canvas(images, settings(tmp_path, "device")) == images.canvas(SIZE)
-    assert parts.canvas(images, settings(tmp_path, "host")) == 0
-    assert parts.canvas(images, settings(tmp_path, "auto")) == 0  # on a CPU
-    # It would show what surrounds a crop.
-    assert parts.canvas(images, settings(tmp_path, "device", rotation=10.0)) == 0
-    assert parts.canvas(np.zeros((4, 8, 8, 3), np.uint8), settings("x", "device")) == 0
+    assert batches.canvas(images, settings(tmp_path, "device")) == images.canvas(SIZE)
+    assert batches.canvas(images, settings(tmp_path, "host")) == 0
+    assert batches.canvas(images, settings(tmp_path, "auto")) == 0  # on a CPU
+    assert (
+        batches.canvas(np.zeros((4, 8, 8, 3), np.uint8), settings("x", "device")) == 0
+    )
+
+
+@pytest.mark.parametrize("images", ["small"], indirect=True)
+def test_on_an_accelerator_the_device_resizes_unless_the_host_must(
+    images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert batches.canvas(images, settings(tmp_path, "auto")) == images.canvas(SIZE)
+    for bound in (dict(rotation=10.0), dict(shear=0.1), dict(colour="host")):
+        config = settings(tmp_path, "auto", **bound)
+        batches.check(images, config)
+        assert batches.canvas(images, config) == 0
+
+
+@pytest.mark.parametrize("images", ["small"], indirect=True)
+@pytest.mark.parametrize("turn", [dict(rotation=10.0), dict(shear=0.1)])
+def test_resizing_on_the_device_is_refused_where_crops_are_turned(
+    images, tmp_path, turn
+):
+    with pytest.raises(ValueError, match="'device' would show .*; set data.resize=ho"):
+        batches.check(images, settings(tmp_path, "device", **turn))
+    batches.check(images, settings(tmp_path, "host", **turn))
+    pixels_of_arrays = np.zeros((4, 8, 8, 3), np.uint8)  # are never cut before
+    batches.check(pixels_of_arrays, settings(tmp_path, "device", **turn))
 
 
 @pytest.mark.parametrize("images", ["mixed"], indirect=True)

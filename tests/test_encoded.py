@@ -1,6 +1,8 @@
 """Encoded images: what a folder holds, what is cut out, what happens to broken ones."""
 
-import dataclasses
+import struct
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -9,12 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vicreg_jax import config as configs
 from vicreg_jax import train
-from vicreg_jax.config import Augment
-from vicreg_jax.data import pixels, plan, views
+from vicreg_jax.config import Config
+from vicreg_jax.data import batches, encoded, pixels, plan, views
+from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.folder import folder
 
-POLICY = views.Policy(**dataclasses.asdict(Augment()) | dict(blur=0.5, solarize=0.2))
+GOLDEN = Path(__file__).parent / "golden"
+POLICY = batches.policies(Config())[1]._replace(blur=0.5)
 
 
 def picture(seed, height, width):
@@ -128,12 +133,13 @@ def test_a_run_lists_the_files_that_it_had_to_replace(tmp_path):
     assert listed.startswith(f"{root}/a/7.png\tUnidentifiedImageError")
 
 
-def run_config(root):
+def run_config(root, **augment):
     return dict(
         epochs=1,
         data=dict(name="folder", path=str(root), batch_size=8, image_size=16),
         model=dict(encoder="digits", expander=(8, 8)),
         optimizer=dict(warmup_epochs=0),
+        augment=augment,
     )
 
 
@@ -174,3 +180,130 @@ def test_a_folder_of_files_that_are_no_images_is_refused_before_training(tmp_pat
     ):
         train.run(run_config(tmp_path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def bomb(width=60_000, height=60_000):
+    """A PNG of a few bytes whose header claims 3.6 thousand million pixels."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * 1000)
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])  # Pillow warns, Pillow refuses
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_that_claims_an_insane_size_counts_as_broken(tmp_path, side):
+    images = folder(pictures(tmp_path))
+    Path(images.names[1]).write_bytes(bomb(side, side))
+    where = dict(policies=[POLICY] * 2, size=16)
+    got, _ = images.views(np.array([1, 6]), uniforms(2), **where)
+    want, _ = images.views(np.array([2, 6]), uniforms(2), **where)
+    np.testing.assert_array_equal(got, want)
+    assert list(images.broken) == [1]
+    assert "more than" in images.broken[1] or "exceeds limit" in images.broken[1]
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_where_warnings_are_errors_an_insane_size_is_no_crash(tmp_path, side):
+    images = folder(pictures(tmp_path))
+    Path(images.names[1]).write_bytes(bomb(side, side))
+    images.check()
+    assert list(images.broken) == [1]
+    with pytest.raises(ValueError, match=r"1\.png cannot be read \(.*; mend or rem"):
+        images.centres(np.array([1]), size=8, shorter=8)
+
+
+def saved(folder, image):
+    Image.fromarray(image).save(folder / "0.png")
+    return Encoded(lambda i: (folder / "0.png").read_bytes(), ["0.png"])
+
+
+def test_a_centre_is_that_of_torchvision(tmp_path):
+    golden = np.load(GOLDEN / "augment.npz")
+    images = saved(tmp_path, golden["image"])
+    got = images.centres(np.zeros(3, int), size=224, shorter=256)
+    assert got.shape == (3, 224, 224, 3) and got.dtype == np.uint8
+    for each in got:
+        np.testing.assert_array_equal(each, golden["resize256_centre224"])
+
+
+@pytest.mark.parametrize(
+    # torchvision: left = round((width - size) / 2), and halves go to the even number.
+    ("height", "width", "top", "left"),
+    [(32, 47, 2, 10), (32, 45, 2, 8), (45, 32, 8, 2), (32, 32, 2, 2), (32, 33, 2, 2)],
+)
+def test_centres_of_odd_sizes_are_those_of_torchvision(
+    tmp_path, height, width, top, left
+):
+    image = np.asarray(picture(0, height, width))
+    (got,) = saved(tmp_path, image).centres(np.array([0]), size=28, shorter=32)
+    np.testing.assert_array_equal(got, image[top : top + 28, left : left + 28])
+
+
+def test_the_longer_side_of_a_centre_is_rounded_down(tmp_path):
+    image = picture(0, 197, 301)  # 32 * 301 / 197 is 48.9
+    found = saved(tmp_path, np.asarray(image)).centres(
+        np.zeros(1, int), size=32, shorter=32
+    )
+    want = image.resize((48, 32), Image.Resampling.BILINEAR).crop((8, 0, 40, 32))
+    np.testing.assert_array_equal(found[0], want)
+
+
+def test_centres_may_be_grey(tmp_path):
+    image = np.asarray(picture(0, 32, 40))
+    images = saved(tmp_path, image)
+    found = images.centres(np.array([0]), size=32, shorter=32, channels=1)
+    assert found.shape == (1, 32, 32, 1)
+    want = np.asarray(Image.fromarray(image).convert("L"))[:, 4:36]
+    np.testing.assert_array_equal(found[0, ..., 0], want)
+
+
+def test_a_test_leaves_no_image_out(tmp_path):
+    images = folder(pictures(tmp_path))
+    Path(images.names[2]).write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"a/2\.png cannot be read \(cannot identify"):
+        images.centres(np.arange(4), size=8, shorter=8)
+
+
+def test_the_images_that_stand_for_broken_ones_are_known(tmp_path):
+    images = folder(pictures(tmp_path))
+    np.testing.assert_array_equal(images.chosen(np.arange(8)), np.arange(8))
+    images.broken |= {2: "broken", 3: "broken", 7: "broken"}
+    assert images.chosen(np.array([1, 2, 3, 4, 7])).tolist() == [1, 4, 4, 4, 0]
+
+
+def test_what_views_shows_is_what_chosen_names(tmp_path):
+    images = folder(pictures(tmp_path))
+    Path(images.names[7]).write_bytes(b"not an image")
+    where, indices = dict(policies=[POLICY] * 2, size=16), np.array([2, 7, 5])
+    got, _ = images.views(indices, uniforms(3), **where)
+    want, _ = images.views(images.chosen(indices), uniforms(3), **where)
+    np.testing.assert_array_equal(got, want)
+
+
+def test_threads_are_as_many_as_the_process_has_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoded.os, "sched_getaffinity", lambda _: {3, 5, 7})
+    images = folder(pictures(tmp_path))
+    assert encoded.cores() == images.threads == images._threads._max_workers == 3
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_each_host_reads_its_share_of_a_batch_and_nothing_else(tmp_path, hosts):
+    images = folder(pictures(tmp_path, each=10))
+    read, reads = images.read, []
+    images.read = lambda index: (reads.append(index), read(index))[1]
+    numbers = dict(views=2, numbers=views.NUMBERS)
+    planner = plan.Planner(seed=0, examples=20, batch_size=16, **numbers)
+    config = configs.parse(run_config(tmp_path))
+    share = 16 // hosts
+    for host in range(hosts):
+        rows = slice(host * share, (host + 1) * share)
+        before = len(reads)
+        batches.batch(planner, images, config, 0, rows=rows)
+        assert len(reads) - before == share
+    assert Counter(reads) == Counter(planner(0).indices.tolist())

@@ -13,21 +13,21 @@ STEPS = (0, 1, 7)  # 6 steps an epoch
 HOST = """if True:
     import sys, jax, numpy as np
     from vicreg_jax import config as configs
-    from vicreg_jax.data import plan, views
+    from vicreg_jax.data import batches, plan, views
     from vicreg_jax.train import parts
 
     path, out, host, hosts, *steps = sys.argv[1:]
     name = "arrays" if path.endswith(".npz") else "folder"
     config = configs.parse(dict(data=dict(name=name, path=path, batch_size=8,
         image_size=24), seed=3))
-    images = parts.images(config)
+    images = parts.examples(config, None).images
     planner = plan.Planner(seed=config.seed, examples=len(images), batch_size=8,
         views=2, numbers=views.NUMBERS)
     share = 8 // int(hosts)
     rows = slice(int(host) * share, (int(host) + 1) * share)
     leaves = {}
     for step in map(int, steps):
-        batch = parts.batch(planner, images, config, step, rows=rows)
+        batch = batches.batch(planner, images, config, step, rows=rows)
         for i, leaf in enumerate(jax.tree.leaves(batch)):
             leaves[f"{step}/{i}"] = leaf
     np.savez(out, **leaves)

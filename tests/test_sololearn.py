@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from configs import cifar10, cifar10_sololearn, imagenet100
 from vicreg_jax import config as configs
-from vicreg_jax import losses, optim
+from vicreg_jax import fields, losses, optim
 from vicreg_jax.train import parts
 
 
@@ -43,7 +43,7 @@ def test_imagenet100_is_the_same_recipe_on_larger_images(config):
     other = configs.parse(given)
     assert (other.epochs, other.data.image_size) == (400, 224)
     assert (other.optimizer, other.loss) == (config.optimizer, config.loss)
-    a, b = configs.flat(config), configs.flat(other)
+    a, b = fields.flat(config), fields.flat(other)
     assert {name for name in a if a[name] != b[name]} == {
         *("epochs", "augment.blur", "model.stem", "every.checkpoint_epochs"),
         *("data.name", "data.dataset", "data.image_size", "data.mean", "data.std"),

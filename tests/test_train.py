@@ -12,6 +12,8 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vicreg_jax import config as configs
 from vicreg_jax import losses, models, optim, sharding, train
@@ -288,3 +290,44 @@ def test_the_untrained_encoder_is_where_the_run_starts(tmp_path):
     chex.assert_trees_all_equal(
         train.untrained(config), parts.encoder_variables(jax.jit(init)())
     )
+
+
+def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(tmp_path, monkeypatch):
+    config = SMALL | dict(epochs=4, every=dict(log_steps=5, checkpoint_epochs=1))
+    one = train.run(config, tmp_path / "one", source=images(200))
+    monkeypatch.setattr(parts, "at_once", lambda *_: 3)
+    many = train.run(config, tmp_path / "many", source=images(200))
+    assert int(many.state.step) == int(one.state.step)
+    records = [
+        [
+            json.loads(x)
+            for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("one", "many")
+    ]
+    assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]]
+    for a, b in zip(*records, strict=True):
+        for name in ("loss", "invariance", "variance", "covariance"):
+            assert a[name] == pytest.approx(b[name], rel=1e-3)  # rounding grows
+    for a, b in zip(*(jax.tree.leaves(t.variables) for t in (one, many)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    stop=st.integers(1, 200),
+    most=st.integers(1, 9),
+    ends=st.lists(st.integers(1, 50), min_size=1, max_size=3),
+    data=st.data(),
+)
+def test_spans_cover_the_steps_stop_at_the_ends_and_do_not_depend_on_the_start(
+    stop, most, ends, data
+):
+    whole = list(parts.spans(0, stop, most=most, ends=ends))
+    assert [step for span in whole for step in span] == list(range(stop))
+    assert {len(span) for span in whole} <= {1, most} and len(whole[0]) == 1
+    for span in whole:
+        assert not any(step % end == 0 for step in span[1:] for end in ends)
+    begin = data.draw(st.sampled_from([span[0] for span in whole]))
+    rest = list(parts.spans(begin, stop, most=most, ends=ends))
+    assert rest == [span for span in whole if span[0] >= begin]

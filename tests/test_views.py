@@ -1,6 +1,5 @@
 """Augmentation parameters against torchvision's rules and its measured quantiles."""
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -10,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vicreg_jax.config import Augment
-from vicreg_jax.data import plan, views
+from vicreg_jax.config import Config
+from vicreg_jax.data import batches, plan, views
 
 GOLDEN = Path(__file__).parent / "golden"
-DEFAULTS = dataclasses.asdict(Augment()) | dict(blur=0.5, solarize=0.2)
-PUBLISHED = views.Policy(**DEFAULTS)._replace(
-    crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3)
+PUBLISHED = batches.policies(Config())[1]._replace(
+    **dict(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), blur=0.5, solarize=0.2)
 )
 
 

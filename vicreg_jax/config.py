@@ -5,13 +5,13 @@ all fields, so that each can be overridden on the command line.
 """
 
 import dataclasses
-import difflib
-import json
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+from vicreg_jax import fields
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Augment:
 
     crop_scale: tuple[float, ...] = (0.08, 1.0)  # share of the image's area
     crop_ratio: tuple[float, ...] = (3 / 4, 4 / 3)  # width over height
+    interpolation: str = "bicubic"  # or bilinear; of the resizing, antialiased
     flip: float = 0.5  # probability
     rotation: float = 0.0  # degrees, at most, either way
     shear: float = 0.0  # horizontal over vertical shift, at most, either way
@@ -46,6 +47,7 @@ class Augment:
     blur: tuple[float, ...] = (1.0, 0.1)  # probability in the first and second view
     sigma: tuple[float, ...] = (0.1, 2.0)  # of the blur, in pixels of the view
     solarize: tuple[float, ...] = (0.0, 0.2)  # probability in either view
+    colour: str = "device"  # where all but cropping happens; host: image files only
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,12 @@ class Every:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The table of few-label probes at the end; no draws, no table."""
+    """By labels, which training itself never sees; each is off by default."""
 
-    labels_per_class: tuple[int, ...] = (1, 5, 10)
-    draws: int = 0
+    labels_per_class: tuple[int, ...] = (1, 5, 10)  # of the table at the end
+    draws: int = 0  # of labels for that table
+    knn_epochs: int = 0  # between accuracies of nearest neighbours in training images
+    probe: bool = False  # a linear classifier that learns beside the encoder
 
 
 @dataclass(frozen=True)
@@ -121,12 +125,17 @@ class Config:
 
 
 # May differ when a run is continued; anything else would make it another run.
-CHANGEABLE = ("epochs", "every.", "evaluate.", "prepare.", "wandb")
+CHANGEABLE = (
+    *("epochs", "every.", "prepare.", "wandb"),
+    *("evaluate.labels_per_class", "evaluate.draws", "evaluate.knn_epochs"),
+)
 
 CHOICES = {
     "task": ("pretrain", "prepare"),
     "data.name": ("folder", "prepared", "tfds", "tfrecord", "arrays", "digits", "fake"),
     "data.resize": ("auto", "host", "device"),
+    "augment.interpolation": ("bicubic", "bilinear"),
+    "augment.colour": ("device", "host"),
     "model.stem": ("imagenet", "cifar", "solo_learn"),
     "model.dtype": ("float32", "bfloat16"),
     "optimizer.name": ("lars", "adamw"),
@@ -153,7 +162,7 @@ NOT_NEGATIVE = (
     *("loss.invariance", "loss.variance", "loss.covariance"),
     *("optimizer.weight_decay", "optimizer.momentum", "optimizer.warmup_epochs"),
     *("optimizer.warmup_start", "optimizer.end_scale", "evaluate.draws"),
-    "prepare.shorter_side",
+    *("evaluate.knn_epochs", "prepare.shorter_side"),
 )
 
 
@@ -164,99 +173,21 @@ def parse(given: Config | Mapping[str, Any]) -> Config:
       ValueError: a field that does not exist, of another type, or an impossible value;
         the message is one line that names it.
     """
-    config = given if isinstance(given, Config) else _build(Config, given, "")
+    config = given if isinstance(given, Config) else fields.build(Config, given)
     _check(config)
     return config
 
 
-def flat(config: Config) -> dict[str, Any]:
-    """Returns dotted field names and their values, tuples as lists like in JSON."""
-    nested = json.loads(json.dumps(dataclasses.asdict(config)))
-    return {
-        f"{name}.{key}" if isinstance(value, dict) else name: entry
-        for name, value in nested.items()
-        for key, entry in (value.items() if isinstance(value, dict) else [("", value)])
-    }
-
-
 def differences(old: Config, new: Config) -> list[str]:
     """Returns a line for each field that makes `new` another run than `old`."""
-    a, b = flat(old), flat(new)
-    fixed = (name for name in b if not name.startswith(CHANGEABLE))
-    return [
-        f"{name} was {a[name]}, is {b[name]}" for name in fixed if a[name] != b[name]
-    ]
-
-
-def check_name(name: str) -> None:
-    """Raises ValueError if no field or group of fields has this dotted name."""
-    known = list(flat(Config()))
-    groups = {field.partition(".")[0] for field in known if "." in field}
-    if name in known or name in groups:
-        return
-    group, _, last = name.rpartition(".")
-    if group in groups:
-        choices = [f for f in known if f.startswith(f"{group}.")]
-    else:
-        choices = [f for f in known if f.endswith(f".{last}")]
-        choices = choices or [f for f in known if "." not in f] + sorted(groups)
-    lasts = [field.rpartition(".")[2] for field in choices]
-    close = difflib.get_close_matches(last, lasts, n=1)
-    if close:
-        hint = f"did you mean config.{choices[lasts.index(close[0])]}?"
-    else:
-        hint = f"there are {', '.join(choices)}"
-    raise ValueError(f"config.{name} is not a field; {hint}")
-
-
-def _build(kind, given, prefix):
-    if not isinstance(given, Mapping):
-        given = given.to_dict() if hasattr(given, "to_dict") else given
-    if not isinstance(given, Mapping):
-        name = f"config.{prefix}".rstrip(".")
-        raise ValueError(f"{name} is a mapping of fields; got {given!r}")
-    fields = typing.get_type_hints(kind)
-    values = {}
-    for name, value in given.items():
-        check_name(prefix + name)
-        wanted = fields[name]
-        if dataclasses.is_dataclass(wanted):
-            values[name] = _build(wanted, value, f"{prefix}{name}.")
-        else:
-            values[name] = _converted(wanted, value, prefix + name)
-    return kind(**values)
-
-
-def _converted(wanted, value, name):
-    if typing.get_origin(wanted) is tuple:
-        kind = typing.get_args(wanted)[0]
-        try:
-            if isinstance(value, list | tuple):
-                return tuple(_converted(kind, x, name) for x in value)
-        except ValueError:
-            pass  # what follows names the whole value
-        kind = f"tuple of {kind.__name__}"
-    elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, bool) == (wanted is bool) and isinstance(value, wanted):
-        return value
-    else:
-        kind = wanted.__name__
-    raise ValueError(f"config.{name} is of type {kind}; got {value!r}")
+    return fields.differences(old, new, changeable=CHANGEABLE)
 
 
 def _check(config):
-    values = flat(config)
+    values = fields.flat(config)
 
-    def each(names, good, expected):
-        for name in names:
-            found = values[name]
-            for x in found if isinstance(found, list) else [found]:
-                if not good(x):
-                    raise ValueError(f"config.{name} must be {expected}; got {found}")
-
-    for name, choices in CHOICES.items():
-        each([name], lambda x, c=choices: x in c, f"one of {', '.join(choices)}")
+    each = partial(fields.each, values)
+    fields.choices(values, CHOICES)
     each(POSITIVE, lambda x: 0 < x < math.inf, "positive")
     each(NOT_NEGATIVE, lambda x: 0 <= x < math.inf, "zero or more")
     each(PROBABILITIES, lambda x: 0 <= x <= 1, "between 0 and 1")

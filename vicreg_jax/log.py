@@ -100,15 +100,9 @@ class Bar:
         """Moves on to `step`."""
         self._progress.update(self._task, description="training", completed=step)
 
-    def show(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Shows the metrics of a step, until the next ones."""
-        self._terms = (
-            f"loss {metrics['loss']:.2f} = invariance {metrics['invariance']:.3f}"
-            f", variance {metrics['variance']:.3f}"
-            f", covariance {metrics['covariance']:.2f}"
-            f"; std {metrics['embedding_std']:.2f}"
-        )
-        rate = ""
+    def show(self, step: int, metrics: Mapping[str, float], text: str) -> None:
+        """Shows a text on the metrics of a step, until the next one."""
+        self._terms, rate = text, ""
         if "images_per_second" in metrics:
             rate = f"{metrics['images_per_second']:.0f} images/s"
         self._progress.update(self._task, rate=rate)

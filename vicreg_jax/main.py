@@ -6,15 +6,27 @@ import sys
 import traceback
 from pathlib import Path
 
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.progress import Progress
 
+from vicreg_jax import (
+    checkpoint,
+    evaluate,
+    export,
+    fields,
+    hub,
+    protocol,
+    report,
+    train,
+)
 from vicreg_jax import config as configs
-from vicreg_jax import evaluate, train
 from vicreg_jax.data import shards, sources
 from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.evaluate import tasks
+from vicreg_jax.gallery import gallery
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "File with a get_config().")
 WORKDIR = flags.DEFINE_string(
@@ -73,10 +85,53 @@ TASKS = {"pretrain": pretrain, "prepare": prepare}
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
-    config = configs.parse(CONFIG.value)
     name = Path(flags.FLAGS["config"].config_filename).stem
+    if CONFIG.value.get("task") in protocol.READS:
+        judge(protocol.parse(CONFIG.value), name)
+        return
+    config = configs.parse(CONFIG.value)
     workdir = Path(WORKDIR.value or f"runs/{name}").expanduser()
     TASKS[config.task](config, workdir)
+
+
+def judge(given: protocol.Protocol, name: str) -> None:
+    """Evaluates, exports or reports what was trained.
+
+    An evaluation's workdir is by default a folder of the run.
+    """
+    if given.task == "report":
+        write_report(given)
+        return
+    if given.task == "export":
+        write_export(given, Path(WORKDIR.value or f"runs/{name}").expanduser())
+        return
+    run = Path(given.checkpoint).expanduser()
+    beside = run / "eval" / name if (run / "config.json").is_file() else f"runs/{name}"
+    tasks.run(given, Path(WORKDIR.value or beside).expanduser(), name=name)
+
+
+def write_report(given: protocol.Protocol) -> None:
+    """Writes the page of a run into its folder."""
+    if not WORKDIR.value:
+        raise ValueError("--workdir is missing: the folder of the run to report on")
+    run = Path(WORKDIR.value).expanduser()
+    report.figures.check_installed()
+    page = report.write(run, gallery=gallery(run))
+    print(f"{page} is written; open it in a browser", file=sys.stderr)
+
+
+def write_export(given: protocol.Protocol, folder: Path) -> None:
+    """Writes an encoder for others, and checks what they would compute with it."""
+    loaded, options = checkpoint.load(given.checkpoint), given.export
+    size = loaded.config.data.image_size if loaded.config else 224
+    size = options.image_size or size
+    how = dict(image_size=size, mean=loaded.mean, std=loaded.std)
+    export.write(loaded, folder, formats=options.formats, **how)
+    shape = (4, size, size, len(loaded.mean))
+    images = np.random.default_rng(given.seed).normal(size=shape).astype(np.float32)
+    export.show(export.agreement(loaded, folder, images), formats=options.formats)
+    if options.hub:
+        print(hub.push(folder, options.hub), file=sys.stderr)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -85,7 +140,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         override = re.match(r"--?config\.([\w.]+)", word)
         if override:
-            configs.check_name(override[1])
+            fields.check_name(override[1], [configs.Config, protocol.Protocol])
         if re.match("--?config(=|$)", word):
             file = word.partition("=")[2] or following
     if file is None and not any("help" in word for word in argv):

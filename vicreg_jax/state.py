@@ -15,3 +15,4 @@ class TrainState:
     params: optax.Params
     batch_stats: Any  # running means and variances of the BatchNorm layers
     opt_state: optax.OptState
+    probe: Any = ()  # of a linear classifier that watches the run, if there is one

@@ -9,11 +9,17 @@ from typing import Any
 
 from vicreg_jax import config as configs
 from vicreg_jax.config import Config
-from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.protocol import Protocol
 
 
-def claim(workdir: str | os.PathLike, config: Config) -> Path:
-    """Returns the workdir, created, with this config; refuses one of another run."""
+def claim(
+    workdir: str | os.PathLike, config: Config | Protocol, *, schema: Any = configs
+) -> Path:
+    """Returns the workdir, created, for this config; refuses one of another run.
+
+    Args:
+      schema: the module of the config, `config` or `protocol`.
+    """
     if "://" in str(workdir):
         raise ValueError(
             f"the workdir must be a folder, of a mounted bucket perhaps; got {workdir}"
@@ -22,12 +28,13 @@ def claim(workdir: str | os.PathLike, config: Config) -> Path:
     path, record = workdir / "config.json", workdir / "metrics.jsonl"
     begun = any(workdir.glob("checkpoints/[0-9]*"))
     begun = begun or (record.exists() and record.stat().st_size > 0)
+    begun = begun or any((workdir / x).exists() for x in ("result.json", "features"))
     if path.exists() and begun:
         try:
-            old = configs.parse(json.loads(path.read_text()))
+            old = schema.parse(json.loads(path.read_text()))
         except ValueError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
-        differences = configs.differences(old, config)
+        differences = schema.differences(old, config)
         if differences:
             raise ValueError(
                 f"{workdir} holds another run: {'; '.join(differences)}. Choose another"
@@ -44,17 +51,21 @@ def claim(workdir: str | os.PathLike, config: Config) -> Path:
     return workdir
 
 
-def write_config(workdir: Path, config: Config) -> None:
+def write_config(workdir: Path, config: Config | Protocol) -> None:
     """Writes config.json, whole or not at all."""
-    path = workdir / "config.json"
+    write_json(workdir / "config.json", asdict(config))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, whole or not at all."""
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(asdict(config), indent=2) + "\n")
+    draft.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(draft, path)
 
 
 def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None:
     """Writes the files that had to be replaced into the workdir, if there are any."""
-    broken = images.broken if isinstance(images, Encoded) else {}
+    broken = getattr(images, "broken", {})  # of files; arrays are never broken
     if broken:
         path = workdir / "broken_files.txt"
         lines = [f"{images.names[i]}\t{broken[i]}\n" for i in sorted(broken)]

@@ -1,7 +1,7 @@
 """Encoded images of any sizes: decoding and geometry on the host, by Pillow in threads.
 
 Pillow's decoder and filters leave Python's lock, so threads scale; its results are what
-torchvision's crops are made of.
+torchvision's crops are made of. Colours are left to the device, or to `host_pixels`.
 """
 
 import io
@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
-from vicreg_jax.data import views
+from vicreg_jax.data import host_pixels, views
 
 CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
 BROKEN_AT_MOST = 0.01  # share of a data set; more than that is not an accident
@@ -55,7 +56,7 @@ class Encoded:
         self._pil, self.read = PIL.Image, read
         self.names, self.labels, self.classes = names, labels, classes
         self.broken: dict[int, str] = {}
-        self.seconds = dict.fromkeys(("read", "decode", "resize"), 0.0)
+        self.seconds = dict.fromkeys(("read", "decode", "resize", "colour"), 0.0)
         self._lock = threading.Lock()
         self.threads = threads or cores()
         self._threads = ThreadPoolExecutor(self.threads)
@@ -72,8 +73,11 @@ class Encoded:
         size: int,
         channels: int = 3,
         canvas: int = 0,
+        colour: bool = False,
     ) -> tuple[np.ndarray, views.Parameters]:
         """Returns the crops, uint8 [b, v, size, size, c], and all parameters.
+
+        With colour, they are the finished views: flipped, jittered and so on.
 
         With a canvas, returns uint8 [b, canvas, canvas, c] instead, one for all views
         of an image: what their boxes cover, at its own resolution, the boxes moved
@@ -87,23 +91,28 @@ class Encoded:
           indices: int [b]; uniforms: float32 [b, v, views.NUMBERS]; policies: v.
           size: height and width of a view.
           canvas: 0, or height and width of a canvas, at least v * size.
+          colour: not together with a canvas.
 
         Raises:
           ValueError: more than one in a hundred images are broken.
+          ModuleNotFoundError: Numba is not installed, which colour needs.
         """
         indices = np.array(indices)
         b, v = uniforms.shape[:2]
         shape = (b, canvas, canvas) if canvas else (b, v, size, size)
         pictures = np.zeros((*shape, channels), np.uint8)
+        how = size, [policy.interpolation for policy in policies]
+        fill = self._fill_views if colour else self._fill_crops
+        fill = partial(self._fill_canvas if canvas else fill, *how)
         parameters, rows = None, np.arange(b)
         while len(rows):
             images = list(self._threads.map(self._open, indices[rows].tolist()))
             sizes = np.array([im.size[::-1] if im else (1, 1) for im in images])
             found = views.parameters(uniforms[rows], sizes, policies)
+            each = (views.Parameters(*row) for row in zip(*found, strict=True))
             outs = (pictures[row] for row in rows)
-            jobs = zip(indices[rows].tolist(), images, found.box, outs, strict=True)
-            good = self._threads.map(lambda job: self._cut(size, *job), jobs)
-            good = np.fromiter(good, bool)
+            jobs = indices[rows].tolist(), images, each, outs
+            good = np.fromiter(self._threads.map(partial(self._cut, fill), *jobs), bool)
             parameters = found if parameters is None else parameters
             for whole, part in zip(parameters, found, strict=True):
                 whole[rows] = part
@@ -111,6 +120,44 @@ class Encoded:
             self._refuse_many_broken()
             indices[rows] = (indices[rows] + 1) % len(self)
         return pictures, parameters
+
+    def chosen(self, indices: np.ndarray) -> np.ndarray:
+        """Returns which images stand for these, as far as is known: see `views`."""
+        found = []
+        for index in np.asarray(indices).tolist():
+            while index in self.broken:
+                index = (index + 1) % len(self)
+            found.append(index)
+        return np.array(found, np.int64)
+
+    def centres(
+        self, indices: np.ndarray, *, size: int, shorter: int, channels: int = 3
+    ) -> np.ndarray:
+        """Returns the centres of images, uint8 [b, size, size, c], as for tests.
+
+        As torchvision's Resize(shorter) and CenterCrop(size) do it: bilinear and
+        antialiased.
+
+        Raises:
+          ValueError: an image cannot be read; a test leaves none out.
+        """
+
+        def one(index):
+            try:
+                image = _converted(self._header(self.read(index)), channels)
+            except Exception as error:  # whatever a damaged file makes Pillow raise
+                raise ValueError(
+                    f"{self.names[index]} cannot be read ({error}); mend or remove it"
+                ) from error
+            width, height = image.size
+            least = min(width, height)
+            sides = (shorter * width // least, shorter * height // least)
+            image = image.resize(sides, self._pil.Resampling.BILINEAR)
+            left, top = (round((side - size) / 2) for side in sides)
+            image = image.crop((left, top, left + size, top + size))
+            return np.asarray(image).reshape(size, size, channels)
+
+        return np.stack(list(self._threads.map(one, np.asarray(indices).tolist())))
 
     def canvas(self, size: int) -> int:
         """Returns a canvas that nine in ten of the images fit into, if that is small.
@@ -142,7 +189,7 @@ class Encoded:
 
     def whole(self, index: int, *, channels: int = 3) -> np.ndarray:
         """Returns an image as it is, uint8 [h, w, c]."""
-        image = _converted(self._pil.open(io.BytesIO(self.read(index))), channels)
+        image = _converted(self._header(self.read(index)), channels)
         return np.asarray(image).reshape(*image.size[::-1], channels)
 
     def stack(self, *, channels: int = 3) -> np.ndarray:
@@ -153,17 +200,28 @@ class Encoded:
 
         return np.stack(list(self._threads.map(one, range(len(self)))))
 
+    def _header(self, data):
+        """Returns an image that is yet to be decoded, if it is of a sane size."""
+        image = self._pil.open(io.BytesIO(data))
+        most = self._pil.MAX_IMAGE_PIXELS
+        if most and image.width * image.height > most:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels are more than the {most} that"
+                " Pillow takes for sane"
+            )
+        return image
+
     def _open(self, index):
         """Reads an image and its header, or notes that it is broken."""
         try:
             if index not in self.broken:
                 with self._timed("read"):
                     data = self.read(index)
-                return self._pil.open(io.BytesIO(data))
+                return self._header(data)
         except Exception as error:  # whatever a damaged file makes Pillow raise
             self._note(index, error)
 
-    def _cut(self, size, index, image, boxes, out):
+    def _cut(self, fill, index, image, view, out):
         """Decodes an image, writes its part of a batch; returns whether it could."""
         if image is None:
             return False
@@ -174,12 +232,7 @@ class Encoded:
             self._note(index, error)
             return False
         image.close()  # lets go of its own, for the rest of the batch is to come
-        with self._timed("resize"):
-            if out.ndim == 3:
-                self._fill_canvas(size, pixels, boxes, out)
-            else:
-                for box, crop in zip(boxes, out, strict=True):
-                    self._crop(pixels, box, crop)
+        fill(pixels, view, out)
         return True
 
     @contextmanager
@@ -189,25 +242,46 @@ class Encoded:
         with self._lock:
             self.seconds[stage] += (time.perf_counter() - begin) / self.threads
 
-    def _crop(self, image, box, out):
-        top, left, height, width = box.astype(int).tolist()
-        crop = image.crop((left, top, left + width, top + height))
-        crop = crop.resize(out.shape[1::-1], self._pil.Resampling.BICUBIC)
-        out[...] = np.asarray(crop).reshape(out.shape)
+    def _fill_crops(self, size, filters, image, view, out):
+        with self._timed("resize"):
+            for box, how, crop in zip(view.box, filters, out, strict=True):
+                self._crop(image, box, how, crop)
 
-    def _fill_canvas(self, size, image, boxes, out):
+    def _fill_views(self, size, filters, image, view, out):
+        """Writes the finished views."""
+        pixels = np.asarray(image).reshape(*image.size[::-1], out.shape[-1])
+        for i, how in enumerate(filters):
+            one = views.Parameters(*(x[i] for x in view))
+            with self._timed("resize"):
+                picture = host_pixels.crop_resize(
+                    pixels, one.box, size=size, interpolation=how, flip=one.flip
+                )
+            with self._timed("colour"):
+                host_pixels.finish(host_pixels.recolour(picture, one), out[i])
+
+    def _fill_canvas(self, size, filters, image, view, out):
         """Copies what the boxes cover; makes them boxes of the canvas."""
+        boxes = view.box
         top, left = boxes[:, :2].min(axis=0).astype(int).tolist()
         bottom, right = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).astype(int).tolist()
         height, width = bottom - top, right - left
-        if height <= len(out) and width <= len(out):
-            covered = image.crop((left, top, right, bottom))
-            out[:height, :width] = np.asarray(covered).reshape(height, width, -1)
-            boxes[:, :2] -= top, left
-            return
-        for i, box in enumerate(boxes):
-            self._crop(image, box, out[:size, i * size : (i + 1) * size])
-            box[:] = 0, i * size, size, size
+        with self._timed("resize"):
+            if height <= len(out) and width <= len(out):
+                covered = image.crop((left, top, right, bottom))
+                out[:height, :width] = np.asarray(covered).reshape(height, width, -1)
+                boxes[:, :2] -= top, left
+                return
+            for i, (box, how) in enumerate(zip(boxes, filters, strict=True)):
+                self._crop(image, box, how, out[:size, i * size : (i + 1) * size])
+                box[:] = 0, i * size, size, size
+
+    def _crop(self, image, box, interpolation, out):
+        top, left, height, width = box.astype(int).tolist()
+        crop = image.crop((left, top, left + width, top + height))
+        crop = crop.resize(
+            out.shape[1::-1], self._pil.Resampling[interpolation.upper()]
+        )
+        out[...] = np.asarray(crop).reshape(out.shape)
 
     def _note(self, index, error):
         reason = str(error).partition(" <_io.")[0]

@@ -2,9 +2,10 @@
 
 import collections
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -14,6 +15,8 @@ ADVICE = {
     "decode": "give the process more cores, or store the images smaller",
     "resize": "give the process more cores, prepare smaller images, or let an"
     " accelerator do it (data.resize=device)",
+    "colour": "give the process more cores, or let an accelerator do it"
+    " (augment.colour=device)",
     "prepare": "make indexing the source faster, or pass a smaller array, which the"
     " device then holds",
     "transfer": "send less: data.resize=host where it is device, or smaller views",
@@ -21,14 +24,18 @@ ADVICE = {
 
 
 class Feed:
-    """Iterates over the batches of the steps from `start` to `stop`.
+    """Iterates over (step, batch) of some steps, or of spans of steps, in order.
 
-    A thread prepares up to `ahead` batches while the device computes. `waited` is the
-    time in seconds that the consumer has spent waiting for them.
+    While the device computes, a thread makes batches and another sends them, so that
+    neither waits for the other. At most `ahead` + 1 are made or being made that the
+    consumer does not have yet; with the one it works on and the one that the device may
+    not be done with, `ahead` + 3 batches are in memory. `waited` is the time in seconds
+    that the consumer has spent waiting for them.
 
     Args:
       make: step -> this process's rows of the batch, a tree of host arrays [b, ...]; a
         pure function.
+      steps: what `make` takes.
       sharding: where the global batches go.
       seconds: those that the stages of `make` have taken so far, by name; it is read,
         never changed.
@@ -36,49 +43,57 @@ class Feed:
 
     def __init__(
         self,
-        make: Callable[[int], object],
+        make: Callable[[Any], object],
+        steps: Iterable,
         *,
-        start: int,
-        stop: int,
         sharding: jax.sharding.Sharding,
         seconds: Mapping[str, float] | None = None,
         ahead: int = 2,
     ):
         self.waited = 0.0
-        self._inner = seconds or {}
+        self._inner, self._before = seconds or {}, dict(seconds or {})
         self._outer = {"prepare": 0.0, "transfer": 0.0}
         self._make, self._sharding, self._ahead = make, sharding, ahead
-        self._steps = iter(range(start, stop))
+        self._steps = iter(steps)
 
     def __iter__(self) -> Iterator:
-        thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        making, sending = (
+            ThreadPoolExecutor(1, thread_name_prefix=f"feed-{name}")
+            for name in ("make", "send")
+        )
         ready = collections.deque()
         try:
             for step in self._steps:
-                ready.append(thread.submit(self._prepare, step))
+                made = making.submit(self._timed, "prepare", self._make, step)
+                ready.append((step, sending.submit(self._send, made)))
+                del made  # or the batch would outlive its transfer
                 if len(ready) > self._ahead:
                     yield self._next(ready)
             while ready:
                 yield self._next(ready)
         finally:
             # Whoever leaves early does not wait for batches that nobody wants.
-            thread.shutdown(wait=False, cancel_futures=True)
+            making.shutdown(wait=False, cancel_futures=True)
+            sending.shutdown(wait=False, cancel_futures=True)
 
-    def _prepare(self, step):
+    def _send(self, made):
         place = partial(jax.make_array_from_process_local_data, self._sharding)
+        batch = made.result()
+        return self._timed(
+            "transfer", lambda: jax.block_until_ready(jax.tree.map(place, batch))
+        )
+
+    def _timed(self, stage, function, *args):
         begin = time.perf_counter()
-        batch = self._make(step)
-        made = time.perf_counter()
-        batch = jax.block_until_ready(jax.tree.map(place, batch))
-        self._outer["prepare"] += made - begin
-        self._outer["transfer"] += time.perf_counter() - made
-        return batch
+        result = function(*args)
+        self._outer[stage] += time.perf_counter() - begin
+        return result
 
     def bottleneck(self) -> str:
         """Returns which stage of the input takes most of its time, and what to do."""
-        stages = self._outer | dict(self._inner)
-        if self._inner:
-            stages["prepare"] -= sum(self._inner.values())
+        inner = {name: s - self._before[name] for name, s in self._inner.items()}
+        stages = self._outer | inner
+        stages["prepare"] = max(0.0, stages["prepare"] - sum(inner.values()))
         total = sum(stages.values())
         slowest = max(stages, key=stages.get)
         shares = sorted(stages.items(), key=lambda item: -item[1])
@@ -87,6 +102,7 @@ class Feed:
 
     def _next(self, ready):
         begin = time.perf_counter()
-        batch = ready.popleft().result()
+        step, batch = ready.popleft()
+        batch = batch.result()
         self.waited += time.perf_counter() - begin
-        return batch
+        return step, batch

@@ -33,7 +33,8 @@ def render(
     if policy.rotation or policy.shear:
         images = warp(images, view.box, view.rotation, view.shear, size=size)
     else:
-        images = crop_resize(images, view.box, size=size)
+        how = policy.interpolation
+        images = crop_resize(images, view.box, size=size, interpolation=how)
     return recolour(images, view, policy=policy, in_turn=in_turn)
 
 
@@ -113,18 +114,21 @@ def normalize(images: jax.Array, *, mean, std) -> jax.Array:
     return (images - mean) / std
 
 
-def crop_resize(images: jax.Array, box: jax.Array, *, size: int) -> jax.Array:
-    """Returns the crops, resized by antialiased bicubic interpolation.
+def crop_resize(
+    images: jax.Array, box: jax.Array, *, size: int, interpolation: str = "bicubic"
+) -> jax.Array:
+    """Returns the crops, resized by antialiased interpolation.
 
-    The filter is Pillow's (a = -0.5, widened by the factor of shrinking, cut off at
-    the edge of the crop), as two matrix products.
+    The filter is Pillow's (bicubic with a = -0.5, or bilinear; widened by the factor
+    of shrinking, cut off at the edge of the crop), as two matrix products.
 
     Args:
       box: float32 [n, 4], top, left, height, width in pixels of the image.
     """
     top, left, height, width = box.T
-    rows = _resize_weights(top, height, images.shape[1], size)
-    columns = _resize_weights(left, width, images.shape[2], size)
+    kernel = KERNELS[interpolation]
+    rows = _resize_weights(kernel, top, height, images.shape[1], size)
+    columns = _resize_weights(kernel, left, width, images.shape[2], size)
     images = jnp.einsum("nxw,nhwc->nhxc", columns, images, precision=HIGHEST)
     images = jnp.clip(images, 0, 1)  # as Pillow does, between the two directions
     images = jnp.einsum("nyh,nhxc->nyxc", rows, images, precision=HIGHEST)
@@ -303,16 +307,27 @@ def _each(x):
     return x[:, None, None, None]
 
 
-def _resize_weights(start, length, pixels, size):
+def _bicubic(x):
+    near = (1.5 * x - 2.5) * x**2 + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
+
+
+def _bilinear(x):
+    return jnp.maximum(1 - x, 0)
+
+
+KERNELS = {"bicubic": _bicubic, "bilinear": _bilinear}
+
+
+def _resize_weights(kernel, start, length, pixels, size):
     """Returns [n, size, pixels]: what each pixel contributes to each output pixel."""
     start, length = start[:, None, None], length[:, None, None]
     scale = length / size
     out = jnp.arange(size, dtype=jnp.float32)[None, :, None] + 0.5
     pixel = jnp.arange(pixels, dtype=jnp.float32)[None, None, :] + 0.5
     x = jnp.abs(pixel - start - out * scale) / jnp.maximum(scale, 1)
-    near = (1.5 * x - 2.5) * x**2 + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = jnp.where(x < 1, near, jnp.where(x < 2, far, 0))
+    weights = kernel(x)
     inside = (pixel > start) & (pixel < start + length)
     weights = jnp.where(inside, weights, 0)
     return weights / jnp.sum(weights, axis=2, keepdims=True)

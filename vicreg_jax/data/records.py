@@ -13,6 +13,7 @@ from absl import logging
 from vicreg_jax.data.encoded import Encoded, cores
 
 IMAGE_KEYS = ("image/encoded", "image")  # of the usual ImageNet TFRecords, and of tfds
+LABEL_KEYS = ("image/class/label", "label")
 IN_MEMORY = 2**30  # bytes of images that are decoded once and held
 
 
@@ -69,12 +70,35 @@ class Names(Sequence):
         return self._make(index)
 
 
+class Labels(Sequence):
+    """Labels that are read when they are asked for: a record each, image and all."""
+
+    def __init__(self, read, length):
+        self._read, self._length = read, length
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, index):
+        if np.ndim(index):
+            with ThreadPoolExecutor(cores()) as threads:
+                found = list(threads.map(self._read, np.asarray(index).tolist()))
+            return np.array(found, np.int64)
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        return self._read(index)
+
+    def __array__(self, dtype=None, copy=None):
+        return self[np.arange(self._length)].astype(dtype or np.int64)
+
+
 def tfrecords(pattern: str) -> Encoded:
     """Returns the images of TFRecord files, in the order of the file names.
 
     Args:
       pattern: such as DIR/train-*; the records are tf.train.Examples with an encoded
-        image named image/encoded or image.
+        image named image/encoded or image, and perhaps a label from 0 on, named
+        image/class/label or label.
 
     Raises:
       FileNotFoundError: no file matches.
@@ -103,16 +127,22 @@ def tfrecords(pattern: str) -> Encoded:
             f"{paths[0]}: expected an image named {' or '.join(IMAGE_KEYS)} in each"
             f" record; the first has {', '.join(sorted(found)) or 'nothing'}"
         )
+    label = next((key for key in LABEL_KEYS if key in found), None)
+
+    def read_label(index):
+        return example(records[index])[label].int64_list.value[0]
+
     return Encoded(
         lambda i: example(records[i])[key].bytes_list.value[0],
         Names(records.name, len(records)),
+        labels=Labels(read_label, len(records)) if label else None,
     )
 
 
 def from_tfds(
-    dataset: str, *, split: str, data_dir: str = ""
-) -> list[tuple[np.ndarray | Encoded, np.ndarray | None]]:
-    """Returns (images, labels) of a tfds data set, and of a small one's test split.
+    dataset: str, *, split: str, data_dir: str = "", test_split: str = ""
+) -> list[tuple[np.ndarray | Encoded, np.ndarray | Labels | None]]:
+    """Returns (images, labels) of a tfds data set, and of its test split, if any.
 
     What has not been prepared yet is downloaded and prepared, as ArrayRecord files; a
     data set that has been prepared as TFRecord files is read as it is. Small images
@@ -122,6 +152,7 @@ def from_tfds(
       dataset: its name, if need be with /config and :version.
       split: such as "train" or "train[:90%]".
       data_dir: of tfds; by default its own.
+      test_split: by default test or, without one, validation.
 
     Raises:
       ValueError: there is no such data set or split, it has no images, or it cannot be
@@ -132,19 +163,10 @@ def from_tfds(
     _check_image(dataset, builder.info.features)
     shape = builder.info.features["image"].shape
     known = builder.info.splits
-    try:
-        length = known[split].num_examples
-    except Exception as error:  # tfds has several, some of several lines
-        raise ValueError(
-            f"config.data.split {split!r} is not of {dataset}, which has"
-            f" {', '.join(known)}: {' '.join(str(error).split())[:200]}"
-        ) from error
-    if not length:
-        raise ValueError(f"config.data.split {split!r} of {dataset} is empty")
+    length = _length(dataset, known, split, "split")
+    if test_split:
+        _length(dataset, known, test_split, "test_split")
     size = np.inf if None in shape else length * np.prod(shape, dtype=float)
-    if size > IN_MEMORY:
-        _, example, name = _examples(builder, split)
-        return [(Encoded(lambda i: example(i)[0], Names(name, length)), None)]
     used = [part.partition("[")[0].strip() for part in split.split("+")]
     if len(set(used)) < len(used) or ("all" in used and len(used) > 1):
         raise ValueError(
@@ -152,12 +174,25 @@ def from_tfds(
             " once"
         )
     free = () if "all" in used else ("test", "validation")
-    test = next((x for x in free if x in known and x not in used), "")
-    return [
-        _in_memory(*_examples(builder, part), channels=shape[-1])
-        for part in (split, test)
-        if part
-    ]
+    test = test_split or next((x for x in free if x in known and x not in used), "")
+    parts = [_examples(builder, part) for part in (split, test) if part]
+    if size > IN_MEMORY:
+        return [_on_disk(builder, *part) for part in parts]
+    return [_in_memory(*part, channels=shape[-1]) for part in parts]
+
+
+def _length(dataset, known, split, field):
+    """Returns how many examples a split has; refuses what there is not."""
+    try:
+        length = known[split].num_examples
+    except Exception as error:  # tfds has several, some of several lines
+        raise ValueError(
+            f"config.data.{field} {split!r} is not of {dataset}, which has"
+            f" {', '.join(known)}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if not length:
+        raise ValueError(f"config.data.{field} {split!r} of {dataset} is empty")
+    return length
 
 
 def _check_image(dataset, features):
@@ -177,6 +212,17 @@ def _check_image(dataset, features):
             f" {' '.join(repr(image).split())}; expected an Image of uint8 with 1 or 3"
             " channels"
         )
+
+
+def _on_disk(builder, length, example, name):
+    """Returns images that stay encoded, and their labels, if they have any."""
+    feature = builder.info.features.get("label")
+    names = getattr(feature, "names", None)
+    labels = Labels(lambda i: int(example(i)[1]), length) if names else None
+    images = Encoded(
+        lambda i: example(i)[0], Names(name, length), labels=labels, classes=names or ()
+    )
+    return images, labels
 
 
 def _in_memory(length, example, name, *, channels):

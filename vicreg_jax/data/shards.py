@@ -105,7 +105,8 @@ def prepare(
         index |= dict(settings=settings, files=files, broken=broken)
         index["classes"] = list(images.classes)
         if images.labels is not None:
-            kept = np.delete(images.labels, [x["index"] for x in broken])
+            everything = np.asarray(images.labels)
+            kept = np.delete(everything, [x["index"] for x in broken])
             np.save(held := io.BytesIO(), kept.astype(np.int32))
             _put(draft, out / LABELS, held.getvalue())
             files.append(_entry(out / LABELS, examples=0))
@@ -302,7 +303,7 @@ def _describe(images):
     names = 0
     for name in images.names:
         names = zlib.crc32(name.encode("utf-8", "surrogateescape") + b"\0", names)
-    labels = None if images.labels is None else images.labels.tolist()
+    labels = None if images.labels is None else np.asarray(images.labels).tolist()
     labels = zlib.crc32(json.dumps([labels, *images.classes]).encode())
     crc32 = dict(names_crc32=names, labels_crc32=labels)
     return dict(images=len(images), first_image=images.names[0]) | crc32

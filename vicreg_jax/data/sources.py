@@ -14,8 +14,11 @@ import numpy as np
 from vicreg_jax.config import Data
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.folder import folder
-from vicreg_jax.data.records import from_tfds, tfrecords
+from vicreg_jax.data.records import Labels, from_tfds, tfrecords
 from vicreg_jax.data.shards import shards
+
+# Sources of image files, each a function of a path.
+FILES = {"folder": folder, "prepared": shards, "tfrecord": tfrecords}
 
 
 class Noise:
@@ -44,11 +47,11 @@ class Noise:
 
 class Examples(NamedTuple):
     images: np.ndarray | Noise | Encoded  # uint8 [n, h, w, c], or of any sizes
-    labels: np.ndarray | None  # int [n]
+    labels: np.ndarray | Labels | None  # int [n]
 
 
 class Splits(NamedTuple):
-    """Training split, and a labelled test split where there is one."""
+    """Training split, and a test split where there is one."""
 
     train: Examples
     test: Examples | None
@@ -110,22 +113,39 @@ def arrays(path: str) -> Splits:
     return Splits(train, _examples(path, held["test_images"], held.get("test_labels")))
 
 
-def load(data: Data, *, seed: int) -> Splits:
-    """Returns the splits that `config.data` names; the seed is that of fake images."""
+def load(data: Data, *, seed: int, test_path: str = "", test_split: str = "") -> Splits:
+    """Returns the splits that `config.data` names.
+
+    Args:
+      seed: of fake images.
+      test_path: where the test images are that lie apart: of a folder, of prepared
+        images, of TFRecords.
+      test_split: of tfds; see `from_tfds`.
+
+    Raises:
+      ValueError: there is no such data, or the classes of the test images are others.
+    """
     if data.name == "digits":
         return digits(validation=data.validation)
     if data.name == "arrays":
         return arrays(data.path)
-    if data.name == "folder":
-        images = folder(data.path)
-        return Splits(Examples(images, images.labels), None)
-    if data.name == "prepared":
-        images = shards(data.path)
-        return Splits(Examples(images, images.labels), None)
-    if data.name == "tfrecord":
-        return Splits(Examples(tfrecords(data.path), None), None)
+    if data.name in FILES:
+        images = FILES[data.name](data.path)
+        train = Examples(images, images.labels)
+        if not test_path:
+            return Splits(train, None)
+        others = FILES[data.name](test_path)
+        if list(others.classes) != list(images.classes):
+            different = sorted({*others.classes} ^ {*images.classes})[:3]
+            raise ValueError(
+                f"{test_path} has {len(others.classes)} classes, {data.path} has"
+                f" {len(images.classes)}; expected the same (not in both:"
+                f" {', '.join(different)})"
+            )
+        return Splits(train, Examples(others, others.labels))
     if data.name == "tfds":
-        found = from_tfds(data.dataset, split=data.split, data_dir=data.path)
+        where = dict(data_dir=data.path, test_split=test_split)
+        found = from_tfds(data.dataset, split=data.split, **where)
         train, test = ([Examples(*part) for part in found] + [None])[:2]
         return Splits(train, test)
     noise = Noise(
@@ -135,6 +155,13 @@ def load(data: Data, *, seed: int) -> Splits:
         seed=seed,
     )
     return Splits(Examples(noise, None), None)
+
+
+def count_classes(examples: Examples) -> int:
+    """Returns how many classes the labels have, the empty ones of a folder too."""
+    if isinstance(examples.images, Encoded) and len(examples.images.classes):
+        return len(examples.images.classes)
+    return int(np.asarray(examples.labels).max()) + 1
 
 
 def _examples(path, images, labels):

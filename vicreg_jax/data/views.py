@@ -22,6 +22,7 @@ class Policy(NamedTuple):
 
     crop_scale: tuple[float, float]  # share of the image's area
     crop_ratio: tuple[float, float]  # width over height
+    interpolation: str  # bicubic or bilinear
     flip: float  # probability
     rotation: float  # degrees, at most, either way
     shear: float  # horizontal over vertical shift, at most, either way

@@ -1,35 +1,218 @@
-"""Frozen representations of whole images: no crops, no gradients."""
+"""Frozen features of whole images, in memory or in files; no crops, no gradients."""
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+import functools
+import json
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from vicreg_jax import sharding, workdirs
 from vicreg_jax.config import Data
 from vicreg_jax.data import pixels
+from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data.feed import Feed
 
 BATCH = 256
+ROWS = 2**16  # of a file
+
+
+class Features(NamedTuple):
+    """What `extract` has written; arrays in host memory."""
+
+    representations: np.ndarray  # float32 [n, f]
+    embeddings: np.ndarray | None  # float32 [n, d]
+    labels: np.ndarray | None  # int [n]
+    names: np.ndarray  # str [n]; for arrays the numbers of the images
 
 
 def encode(
-    encoder: nn.Module, variables: Mapping[str, Any], images: np.ndarray, data: Data
+    encoder: nn.Module,
+    variables: Mapping[str, Any],
+    images: np.ndarray | Encoded,
+    data: Data,
+    *,
+    shorter_side: int = 0,
+    rows: np.ndarray | None = None,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """Returns float32 [n, f]: the representations of uint8 images [n, h, w, c]."""
-    apply = jax.jit(partial(_apply, encoder, data=data))
+    """Returns the representations of images, float32 [n, f], by all devices.
+
+    Args:
+      images: uint8 [n, h, w, c], seen whole, or files, of which the centre is seen.
+      data: its image_size, mean and std say what the encoder sees.
+      shorter_side: of files before the centre is cut out; by default 8/7 image_size.
+      rows: int [n], which images; by default all.
+      mesh: by default over all devices.
+
+    Raises:
+      ValueError: a file cannot be read.
+    """
+
+    def apply(variables, views):
+        return encoder.apply(variables, views, train=False)
+
+    how = dict(shorter_side=shorter_side, rows=rows, mesh=mesh)
+    return np.concatenate(list(stream(apply, variables, images, data, **how)))
+
+
+def stream(
+    apply: Callable[[Any, jax.Array], Any],
+    variables: Any,
+    images: np.ndarray | Encoded,
+    data: Data,
+    *,
+    shorter_side: int = 0,
+    rows: np.ndarray | None = None,
+    mesh: Mesh | None = None,
+):
+    """Yields a tree of float32 [b, ...] for each batch of images: see `encode`.
+
+    Args:
+      apply: (variables, views [b, s, s, c]) -> a tree of [b, ...].
+    """
+    mesh = sharding.data_mesh() if mesh is None else mesh
+    rows = np.arange(len(images)) if rows is None else rows
+    whole, split = sharding.whole(mesh), sharding.split(mesh)
+    size = -(-BATCH // mesh.size) * mesh.size
+
+    see = _see(apply, data, mesh)
+
+    def make(step):
+        chosen = rows[step * size : (step + 1) * size]
+        chosen = np.pad(chosen, (0, size - len(chosen)), mode="edge")
+        if not isinstance(images, Encoded):
+            return images[chosen]
+        return images.centres(
+            chosen,
+            size=data.image_size,
+            shorter=shorter_side or round(data.image_size * 8 / 7),
+            channels=len(data.mean),
+        )
+
+    variables = jax.device_put(variables, whole)
+    stop = -(-len(rows) // size)
+    for step, batch in Feed(make, range(stop), sharding=split):
+        kept = min(size, len(rows) - step * size)  # the rest repeats the last image
+        yield jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], see(variables, batch))
+
+
+def extract(
+    apply: Callable[[Any, jax.Array], dict[str, jax.Array]],
+    variables: Any,
+    examples: Any,
+    data: Data,
+    folder: Path,
+    *,
+    rows: np.ndarray,
+    shorter_side: int,
+    mesh: Mesh,
+    source: str,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Features:
+    """Returns features from files in a folder, after writing those that lack.
+
+    Each file, part-00000.npz and so on, holds `representations`, perhaps `embeddings`
+    and `labels`, and `names`, of up to 65,536 images, and is complete or absent: what
+    was stopped goes on where it was.
+
+    Args:
+      apply: (variables, views) -> a dict of "representations" and "embeddings".
+      examples: images and labels, as `sources.Examples`.
+      rows: int [n], which images.
+      source: what made the features; files of another are refused.
+      progress: is told how many images are done.
+
+    Raises:
+      ValueError: the folder holds the features of something else, or a file cannot be
+        read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = dict(
+        source=source,
+        variables=_checksum(variables),
+        rows=zlib.crc32(np.ascontiguousarray(rows, np.int64)),
+        images=len(rows),
+        data=[data.name, data.path, data.dataset, data.split],
+        sees=[data.image_size, shorter_side, list(data.mean), list(data.std)],
+    )
+    index = folder / "index.json"
+    if not index.exists():
+        workdirs.write_json(index, facts)
+    elif (found := json.loads(index.read_text())) != facts:
+        other = [name for name in facts if found.get(name) != facts[name]]
+        raise ValueError(
+            f"{folder} holds features of another {', '.join(other)}; remove it, or"
+            " choose another --workdir"
+        )
     parts = []
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        padding = [(0, BATCH - len(batch))] + [(0, 0)] * 3  # one shape, one compilation
-        parts.append(np.asarray(apply(variables, np.pad(batch, padding)))[: len(batch)])
-    return np.concatenate(parts).astype(np.float32)
+    for number, start in enumerate(range(0, len(rows), ROWS)):
+        path = folder / f"part-{number:05}.npz"
+        chosen = rows[start : start + ROWS]
+        if not path.exists():
+            how = dict(shorter_side=shorter_side, rows=chosen, mesh=mesh)
+            outputs = []
+            done = start
+            batches = stream(apply, variables, examples.images, data, **how)
+            for output in batches:
+                outputs.append(output)
+                done += len(output["representations"])
+                progress(done)
+            content = {
+                name: np.concatenate([output[name] for output in outputs])
+                for name in outputs[0]
+            }
+            if examples.labels is not None:
+                content["labels"] = np.asarray(examples.labels[chosen])
+            names = getattr(examples.images, "names", None)
+            shown = chosen if names is None else [names[i] for i in chosen.tolist()]
+            content["names"] = np.array([str(name) for name in shown])
+            draft = path.with_suffix(".tmp")
+            with draft.open("wb") as file:
+                np.savez(file, **content)
+            os.replace(draft, path)
+        with np.load(path) as file:
+            parts.append(dict(file))
+        progress(start + len(chosen))
+    joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    return Features(
+        joined["representations"],
+        joined.get("embeddings"),
+        joined.get("labels"),
+        joined["names"],
+    )
 
 
-def _apply(encoder, variables, images, *, data):
+@functools.lru_cache(maxsize=8)
+def _see(apply, data, mesh):
+    """Returns the jitted part of `stream`: compiled once for the same function."""
+
+    def see(variables, pictures):
+        outputs = apply(variables, _whole_views(pictures, data))
+        return jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
+
+    whole, split = sharding.whole(mesh), sharding.split(mesh)
+    return jax.jit(see, in_shardings=(whole, split), out_shardings=split)
+
+
+def _whole_views(images, data):
     n, height, width = images.shape[:3]
-    box = np.tile(np.array([0, 0, height, width], np.float32), (n, 1))
-    views = pixels.crop_resize(pixels.as_float(images), box, size=data.image_size)
-    views = pixels.normalize(views, mean=data.mean, std=data.std)
-    return encoder.apply(variables, views, train=False)
+    views = pixels.as_float(images)
+    if (height, width) != (data.image_size, data.image_size):
+        box = np.tile(np.array([0, 0, height, width], np.float32), (n, 1))
+        views = pixels.crop_resize(views, box, size=data.image_size)
+    return pixels.normalize(views, mean=data.mean, std=data.std)
+
+
+def _checksum(tree):
+    value = 0
+    for leaf in jax.tree.leaves(tree):
+        value = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8), value)
+    return value

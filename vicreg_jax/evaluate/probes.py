@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vicreg_jax.config import Config
+from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.sources import Splits
 from vicreg_jax.evaluate.features import encode
 
@@ -36,10 +37,11 @@ def check(splits: Splits, config: Config) -> None:
       ModuleNotFoundError: scikit-learn is not installed.
     """
     train, test = splits
-    if test is None or train.labels is None or test.labels is None:
+    files = isinstance(train.images, Encoded)
+    if files or test is None or train.labels is None or test.labels is None:
         raise ValueError(
-            "config.evaluate.draws needs labels and a labelled test split; the data"
-            f" {config.data.name!r} lacks them; set config.evaluate.draws=0"
+            "config.evaluate.draws needs arrays with labels and a labelled test split;"
+            f" the data {config.data.name!r} lacks them; set config.evaluate.draws=0"
         )
     if train.images.shape[1:] != test.images.shape[1:] or not len(test.images):
         raise ValueError(

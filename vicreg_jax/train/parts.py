@@ -1,10 +1,6 @@
 """From a config to the parts of a run; refuses what cannot work before it compiles."""
 
-import logging
-import shutil
-import subprocess
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,73 +8,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
-from vicreg_jax import models, optim, sharding
+from vicreg_jax import models, optim
 from vicreg_jax.config import Config
-from vicreg_jax.data import pixels, plan, sources, views
+from vicreg_jax.data import batches, sources
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.state import TrainState
 
-
-def mesh(config: Config) -> Mesh:
-    """Returns the mesh of all devices, over which the batch can be divided."""
-    backend = _backend()
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"a run is one process so far; jax.distributed has {jax.process_count()}"
-        )
-    if backend == "cpu" and jax.config.jax_platforms != "cpu":
-        _refuse_idle_gpu()
-    found = sharding.data_mesh()
-    size, devices = config.data.batch_size, found.size
-    if size % devices:
-        below = size // devices * devices
-        near = f"{below} or {below + devices}" if below else f"{devices}"
-        raise ValueError(
-            f"config.data.batch_size {size} cannot be divided over {devices} devices;"
-            f" use {near}"
-        )
-    return found
+AT_ONCE = 8  # steps of one dispatch
 
 
-def _backend():
-    """Starts jax, with what it says about devices in one line."""
-    logger = logging.getLogger("jax._src.xla_bridge")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it would announce the GPU that it does not use
-    try:
-        return jax.default_backend()
-    except (RuntimeError, AssertionError) as error:
-        wanted = jax.config.jax_platforms
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"jax cannot start JAX_PLATFORMS={wanted}: {reason}"
-        ) from error
-    finally:
-        logger.setLevel(level)
-
-
-def _refuse_idle_gpu():
-    """Raises where there is an NVIDIA GPU and jax would train on the CPU instead."""
-    if not shutil.which("nvidia-smi"):
-        return
-    command = ["nvidia-smi", "-L"]
-    try:
-        listing = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except subprocess.TimeoutExpired:
-        return
-    gpus = [line for line in listing.stdout.splitlines() if line.startswith("GPU")]
-    if listing.returncode == 0 and gpus:
-        raise ValueError(
-            f"nvidia-smi sees {len(gpus)} GPU(s) and jax none; run: pip install"
-            ' "vicreg_jax[cuda]", or set JAX_PLATFORMS=cpu to train on the CPU'
-        )
-
-
-def images(config: Config) -> np.ndarray | Encoded:
-    """Returns the images of the training split."""
-    return sources.load(config.data, seed=config.seed).train.images
+def examples(config: Config, source: Any) -> sources.Examples:
+    """Returns the training split, or what the user gives instead."""
+    if source is None:
+        return sources.load(config.data, seed=config.seed).train
+    if isinstance(source, sources.Examples):
+        return source
+    return sources.Examples(source, getattr(source, "labels", None))
 
 
 def check_images(images: Any, config: Config) -> None:
@@ -94,6 +40,30 @@ def check_images(images: Any, config: Config) -> None:
             f"expected images of uint8 [n, h, w, {channels}], as config.data.mean has"
             f" {channels} channel(s); got {dtype} {(len(images), *shape[1:])}"
         )
+
+
+def at_once(images: Any, config: Config) -> int:
+    """Returns how many steps one dispatch takes: several where the host need not care.
+
+    That is where the device holds the images; and on accelerators, as a CPU has nothing
+    to gain and compiles twice.
+    """
+    if jax.default_backend() == "cpu" or config.evaluate.probe:
+        return 1
+    return AT_ONCE if batches.is_small(images) else 1
+
+
+def spans(start: int, stop: int, *, most: int, ends: Sequence[int]) -> Iterator[range]:
+    """Yields the steps from `start` to `stop` in spans of `most`, or of one.
+
+    No span has a multiple of one of `ends` inside, only at its end, nor step 1. Where a
+    span begins it depends on nothing before, so a continued run has the same ones.
+    """
+    while start < stop:
+        last = min(stop, *(start + end - start % end for end in ends))
+        whole = start > 0 and start + most <= last
+        yield range(start, start + (most if whole else 1))
+        start += most if whole else 1
 
 
 def optimizer(
@@ -138,8 +108,12 @@ def model(config: Config, encoder: nn.Module | None) -> models.JointEmbedding:
     return models.JointEmbedding(encoder, expander)
 
 
-def check_model(module: models.JointEmbedding, config: Config) -> None:
-    """Raises ValueError where an encoder of the user's own does not fit in."""
+def check_model(module: models.JointEmbedding, config: Config) -> int:
+    """Returns f of the representations [n, f].
+
+    Raises:
+      ValueError: an encoder of the user's own does not fit in.
+    """
     size, channels = config.data.image_size, len(config.data.mean)
     images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
     key = jax.random.key(0)
@@ -159,6 +133,7 @@ def check_model(module: models.JointEmbedding, config: Config) -> None:
         raise ValueError(
             f"the encoder must return [n, f]; for {images.shape} it returns {shape}"
         )
+    return shape[1]
 
 
 def initializer(
@@ -187,104 +162,3 @@ def encoder_variables(state: TrainState) -> dict[str, Any]:
         "params": state.params.get("encoder", {}),
         "batch_stats": state.batch_stats.get("encoder", {}),
     }
-
-
-def policies(config: Config) -> list[views.Policy]:
-    """Returns the augmentations of the first and the second view."""
-    shared = asdict(config.augment)
-    pairs = {name: shared.pop(name) for name in ("blur", "solarize")}
-    return [
-        views.Policy(**shared, **{name: pair[i] for name, pair in pairs.items()})
-        for i in range(2)
-    ]
-
-
-def is_small(images: Any) -> bool:
-    """Tells whether every device can hold all images: arrays of at most 1 GiB."""
-    return isinstance(images, np.ndarray) and images.nbytes <= 2**30
-
-
-def canvas(images: Any, config: Config) -> int:
-    """Returns height and width of what encoded images are put on, uncropped, or 0.
-
-    Decoding leaves the host more time if the accelerator does the resizing. Rotation
-    and shear would show what surrounds a crop, so their images are cropped on the host.
-    """
-    resize, policy = config.data.resize, config.augment
-    if resize == "auto":
-        resize = "host" if jax.default_backend() == "cpu" else "device"
-    encoded = isinstance(images, Encoded)
-    if not encoded or resize == "host" or policy.rotation or policy.shear:
-        return 0
-    return images.canvas(config.data.image_size)
-
-
-def batch(
-    planner: plan.Planner,
-    images: Any,
-    config: Config,
-    step: int,
-    *,
-    rows: slice,
-    canvas: int = 0,
-) -> tuple[np.ndarray, views.Parameters]:
-    """Returns the host's part of a step: what to see, and augmentation parameters.
-
-    That is the indices of images that the device holds, else images or crops of them.
-
-    Args:
-      rows: of the global batch, those that this host prepares. They do not depend on
-        what other hosts do.
-      canvas: see `Encoded.views`.
-    """
-    indices, uniforms = (x[rows] for x in planner(step))
-    data = config.data
-    if isinstance(images, Encoded):
-        return images.views(
-            indices,
-            uniforms,
-            policies(config),
-            size=data.image_size,
-            channels=len(data.mean),
-            canvas=canvas,
-        )
-    held = is_small(images)
-    chosen = indices.astype(np.int32) if held else images[indices]
-    sizes = np.array((images if held else chosen).shape[1:3])
-    return chosen, views.parameters(uniforms, sizes, policies(config))
-
-
-def render(
-    batch: tuple[Any, ...],
-    *,
-    config: Config,
-    in_turn: bool = False,
-    shape: tuple[int, ...] = (),
-) -> tuple[jax.Array, ...]:
-    """Returns the device's part: two normalized views of each image of a batch.
-
-    Args:
-      batch: (images, parameters), or (all images [n, h * w * c], indices, parameters).
-      in_turn: see `pixels.recolour`.
-      shape: [h, w, c] of the images, where all of them are given.
-    """
-    *given, parameters = batch
-    if len(given) == 2:
-        everything, indices = given
-        images = everything[indices].reshape(len(indices), *shape)
-    else:
-        (images,) = given
-    data = config.data
-    result = []
-    for i, policy in enumerate(policies(config)):
-        view = jax.tree.map(lambda x, i=i: x[:, i], parameters)
-        if images.ndim == 5:  # crops [b, v, size, size, c]
-            pictures = pixels.render_crops(
-                images[:, i], view, policy=policy, in_turn=in_turn
-            )
-        else:
-            pictures = pixels.render(
-                images, view, size=data.image_size, policy=policy, in_turn=in_turn
-            )
-        result.append(pixels.normalize(pictures, mean=data.mean, std=data.std))
-    return tuple(result)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,26 @@ class Recorder:
         self._diagnose = jax.jit(metrics.diagnostics)
         self._feed, self._clock = feed, None
         self._waiting, self._healthy, self._starved = None, True, False
+        self._paused = 0.0
 
-    def step(self, step: int, values: dict, outputs: tuple) -> None:
-        """Takes the device's results of a finished or unfinished step."""
+    def pause(self, seconds: float) -> None:
+        """Leaves time out of the rates: of what was no training."""
+        self._paused += seconds
+
+    def step(
+        self, step: int, values: dict, outputs: tuple, *, more: Mapping | None = None
+    ) -> None:
+        """Takes the device's results of a finished or unfinished step.
+
+        Args:
+          more: metrics that are to be recorded with this step, whichever it is.
+        """
         self.flush()
         self._bar.step(step)
         if self._clock is None:
             self._clock = (step, time.perf_counter(), self._feed.waited)
-        logged = step in (1, self._epoch, self._total)
+            self._paused = 0.0
+        logged = more or step in (1, self._epoch, self._total)
         if logged or step % self._config.every.log_steps == 0:
             # Queued before the next step, so that fetching waits for no other.
             first = [x.addressable_data(0) for x in self._gather(outputs)]
@@ -75,7 +88,7 @@ class Recorder:
             values["covariance_over_noise"] = values["covariance"] / floor
             if self._schedule:
                 values["learning_rate"] = self._schedule(step - 1)
-            self._waiting = (step, values)
+            self._waiting = (step, values | dict(more or {}))
 
     def flush(self) -> None:
         """Records the latest metrics, if they are not yet."""
@@ -87,7 +100,7 @@ class Recorder:
         check_finite(step, values)
         values |= {"epoch": step / self._epoch, **self._speed(step)}
         self._writer.write(step, values)
-        self._bar.show(step, values)
+        self._bar.show(step, values, _terms(values))
         self._judge(step, values)
         if values.get("data_wait", 0.0) > STARVING and not self._starved:
             self._starved = True  # said once
@@ -114,8 +127,16 @@ class Recorder:
         steps, seconds, waited = np.subtract(now, self._clock)
         if not steps:
             return {}
-        self._clock = now
+        self._clock, seconds, self._paused = now, seconds - self._paused, 0.0
         return {
             "images_per_second": float(steps * self._config.data.batch_size / seconds),
             "data_wait": float(waited / seconds),
         }
+
+
+def _terms(values):
+    return (
+        f"loss {values['loss']:.2f} = invariance {values['invariance']:.3f}"
+        f", variance {values['variance']:.3f}, covariance {values['covariance']:.2f}"
+        f"; std {values['embedding_std']:.2f}"
+    )

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
@@ -21,6 +22,7 @@ def make_train_step(
     seed: int = 0,
     render: Callable[[Any], tuple[jax.Array, ...]] = tuple,
     batch_sharding: Any = None,
+    steps: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict, tuple[jax.Array, jax.Array]]]:
     """Returns a jitted `(state, batch) -> (state, metrics, outputs)`.
 
@@ -39,6 +41,8 @@ def make_train_step(
         a sequence of them.
       batch_sharding: of the batch, or of its parts; by default the leading axis of
         everything is divided over the mesh.
+      steps: of one call. With several the batch is (what all of them share, parts of
+        leading axes [n, steps]), and metrics and outputs are those of the last.
 
     Raises:
       ValueError: the weights do not name the terms.
@@ -79,15 +83,24 @@ def make_train_step(
         updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         values = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
-        return (
-            TrainState(state.step + 1, params, batch_stats, opt_state),
-            values,
-            outputs,
-        )
+        new = TrainState(state.step + 1, params, batch_stats, opt_state)
+        return new, values, outputs
+
+    def several(state, batch):
+        shared, *parts = batch
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tuple(parts))
+
+        def one(carry, part):
+            return train_step(carry[0], (shared, *part)), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        like = jax.eval_shape(train_step, state, (shared, *first))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like[1:])
+        return jax.lax.scan(one, (state, *zeros), parts)[0]
 
     whole, split = sharding.whole(mesh), sharding.split(mesh)
     return jax.jit(
-        train_step,
+        train_step if steps == 1 else several,
         in_shardings=(whole, batch_sharding or split),
         out_shardings=(whole, whole, split),
         donate_argnums=0,

@@ -1,0 +1,37 @@
+"""Linear evaluation, as the authors do it: a classifier on the frozen encoder.
+
+python -m vicreg_jax.main --config=configs/eval/linear.py --config.checkpoint=RUN
+
+The data is the run's; of folders and files the test images lie apart:
+--config.data.test_path=IMAGENET/val.
+
+SGD with a cosine by the epoch, random crops and flips, encoder in inference mode. The
+test images are read once, at the end. Several values of head.rates, weight_decay or
+layers make a bank of heads for about the cost of one (see linear_bank.py).
+
+Cost: 100 epochs of forward passes on ImageNet.
+Result: published as 73.2 % top-1 and 91.1 % top-5 for ResNet-50 on ImageNet
+(arXiv:2105.04906, table 1; the authors' code prints the maximum over epochs, which
+head.test_every_epoch=True gives too); not yet reproduced here.
+"""
+
+import ml_collections
+
+
+def get_config():
+    c = ml_collections.ConfigDict()
+    c.task = "linear"
+    c.checkpoint = ""
+    c.seed = 0
+    c.epochs = 100
+
+    c.data = dict(name="", path="", dataset="", split="train")
+    c.data.update(test_path="", test_split="", batch_size=256)
+    c.data.update(image_size=0, shorter_side=0, fraction=1.0, names="")
+
+    c.augment = dict(crop_scale=(0.08, 1.0), flip=0.5, interpolation="bilinear")
+
+    c.head = dict(rates=(0.02,), weight_decay=(1e-6,), layers=(0,))
+    c.head.update(momentum=0.9, nesterov=False, batch_norm=False, drops=())
+    c.head.update(held_out=0.1, test_every_epoch=False)
+    return c

@@ -1,0 +1,383 @@
+"""The page of a run: what it says, that it stands alone, and what it refuses."""
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vicreg_jax import report
+from vicreg_jax.config import Config
+from vicreg_jax.report import maps, records, tables
+
+pytest.importorskip("matplotlib", reason="the extra report")
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+TERMS = dict(invariance=0.05, variance=0.4, covariance=2.5)
+
+
+class Page(HTMLParser):
+    """Collects text and attributes; fails where tags are not balanced."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text, self.tags, self.ids = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.ids += [value for name, value in attributes if name == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def line(step, **changes):
+    return (
+        dict(step=step, epoch=step / 10, loss=14.5, grad_norm=2.0, learning_rate=0.1)
+        | TERMS
+        | dict(embedding_std=0.61, embedding_rank=40.0, embedding_correlation=0.12)
+        | dict(representation_std=0.3, representation_rank=55.0)
+        | dict(covariance_over_noise=0.2, images_per_second=512.0, data_wait=0.02)
+        | changes
+    )
+
+
+def make_run(folder, *, lines=None, config=None):
+    folder.mkdir(exist_ok=True)
+    values = {"epochs": 100, "data": {"batch_size": 64, "image_size": 32}}
+    (folder / "config.json").write_text(json.dumps(config or values))
+    lines = [line(1, embedding_std=0.34), line(500)] if lines is None else lines
+    text = "".join(x if isinstance(x, str) else json.dumps(x) + "\n" for x in lines)
+    (folder / "metrics.jsonl").write_text(text)
+    return folder
+
+
+def make_gallery(n=30, *, labels=True, classes=("cat", "dog", "owl"), channels=3):
+    rng = np.random.default_rng(0)
+    return report.Gallery(
+        features=rng.normal(size=(n, 8)).astype(np.float32),
+        thumbnails=rng.integers(0, 256, (n, 12, 12, channels), np.uint8),
+        labels=np.arange(n) % 3 if labels else None,
+        classes=classes,
+        views=rng.integers(0, 256, (3, 2, 40, 40, channels), np.uint8),
+    )
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def fill(folder):
+    result = dict(task="knn", name="knn", checkpoint="runs/x", data="imagenet2012")
+    result |= dict(tested=50_000, notes=["votes weighted"])
+    result |= dict(results={"20-NN top-1": 61.25}, published={"20-NN top-1": 64.5})
+    write_json(folder / "eval/knn/result.json", result)
+    facts = {"lidar": 13.5, "healthy": True, "reason": "spread out"}
+    for kind, rank in (("representation", 21.5), ("embedding", 17.5)):
+        falling = (np.arange(1, 33) ** -0.7).tolist()
+        own = dict(rank=rank, alpha=1.25, singular_values=falling, stds=falling)
+        facts |= {f"{kind}_{name}": value for name, value in own.items()}
+    write_json(folder / "eval/features/diagnostics.json", facts)
+    few = [
+        dict(features=name, probe="1-NN", labels=n, draws=draws)
+        for name, draws in (("raw pixels", [50.0, 54.0]), ("VICReg", [80.0, 90.0]))
+        for n in (1, 0)
+    ]
+    write_json(folder / "few_labels.json", few)
+    facts = dict(commit="abc1234", devices=["TPU v5e"] * 8, jax="0.10.2")
+    write_json(folder / "environment.json", facts)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The folder and page of a run that has everything."""
+    folder = make_run(tmp_path_factory.mktemp("full") / "run")
+    fill(folder)
+    return folder, report.write(folder, gallery=make_gallery()).read_text()
+
+
+def test_page_stands_alone(full):
+    _, text = full
+    for tag, attributes in Page(text).tags:
+        for name in ("src", "href", "xlink:href", "action", "data", "poster"):
+            target = attributes.get(name) or "#"
+            plain_link = tag == "a" and target.startswith("https://arxiv.org/")
+            assert target.startswith(("#", "data:image/")) or plain_link, target
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert "default-src 'none'" in text
+
+
+def test_page_is_balanced_and_its_names_are_unique(full):
+    page = Page(full[1])
+    assert len(page.ids) == len(set(page.ids)) > 50
+    used = re.findall(r'(?:url\(#|href="#)([^")]+)', full[1])
+    assert set(used) <= set(page.ids)
+
+
+def test_page_has_the_numbers_of_the_run(full):
+    words = Page(full[1]).words
+    wanted = (
+        "Healthy",
+        "Step 500 of 1,000, not finished",
+        "14.5",
+        "0.340 at the start",
+    )
+    wanted += (
+        "512",
+        "abc1234",
+        "8 × TPU v5e",
+        "61.2",
+        "64.5",
+        "−3.2",
+        "votes weighted",
+    )
+    wanted += (
+        "21.5",
+        "17.5",
+        "1.25",
+        "13.5",
+        "85.0 ±9.8",
+        "+33.0",
+        "Figure 7.",
+        "Table 3.",
+    )
+    for text in wanted:
+        assert text in words, text
+
+
+def test_every_figure_of_the_page_is_a_png_too(full):
+    folder, text = full
+    files = sorted((folder / "report").iterdir())
+    assert len(files) == text.count("<svg") == 20
+    for file in files:
+        with Image.open(file) as image:
+            assert min(image.size) > 100
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_changed_settings_are_marked(full):
+    marked = re.findall(r'<tr class="changed"><th scope=row>(\w+)', full[1])
+    assert sorted(marked) == ["batch_size", "image_size"]
+
+
+def test_same_run_gives_the_same_page(full):
+    folder, text = full
+    assert report.write(folder, gallery=make_gallery()).read_text() == text
+
+
+def test_missing_pieces_leave_no_trace(tmp_path):
+    folder = make_run(tmp_path / "run", lines=[])
+    page = Page(report.write(folder).read_text())
+    headings = [tag for tag, _ in page.tags if tag in ("h2", "figure", "script")]
+    assert headings == ["h2"]  # the settings
+    assert "Nothing has been logged yet" in page.words
+    (folder / "metrics.jsonl").unlink()
+    assert report.write(folder).exists()
+
+
+def test_log_with_one_line_and_few_values_is_shown(tmp_path):
+    folder = make_run(tmp_path / "run", lines=[dict(step=1, loss=22.5)])
+    words = Page(report.write(folder).read_text()).words
+    assert "22.5" in words and "Step 1." in words and "Schedule" not in words
+
+
+def test_figures_of_an_earlier_page_go(tmp_path):
+    folder = make_run(tmp_path / "run")
+    report.write(folder, gallery=make_gallery())
+    report.write(folder)
+    names = {file.stem for file in (folder / "report").iterdir()}
+    assert "loss" in names and not names & {"map", "neighbours", "views"}
+
+
+def test_collapse_is_the_headline(tmp_path):
+    lines = [line(1, embedding_std=0.34), line(500, embedding_std=0.01)]
+    words = Page(
+        report.write(make_run(tmp_path / "run", lines=lines)).read_text()
+    ).words
+    assert "Not healthy" in words and "collapse" in words
+
+
+def test_damaged_lines_are_skipped_and_counted(tmp_path):
+    lines = [line(1), '{"step": 2, "lo\n', "[3]\n", '{"loss": 1}\n', line(500)]
+    folder = make_run(tmp_path / "run", lines=[*lines, '{"step": 600, "loss": NaN}\n'])
+    record = records.read(folder)
+    assert record.damaged == 3
+    assert [x["step"] for x in record.metrics] == [1, 500, 600]
+    assert "loss" not in record.metrics[-1]
+    words = Page(report.write(folder).read_text()).words
+    assert "3 damaged lines of metrics.jsonl skipped" in words
+
+
+def test_repeated_steps_count_once_and_in_order(tmp_path):
+    lines = [line(1), line(20), line(10), line(20, loss=9.0)]
+    record = records.read(make_run(tmp_path / "run", lines=lines))
+    assert [x["step"] for x in record.metrics] == [1, 10, 20]
+    assert record.metrics[-1]["loss"] == 9.0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("eval/knn/result.json", '{"results": {"top-1": "high"}}'),
+        ("eval/knn/result.json", "{"),
+        ("eval/features/diagnostics.json", "[]"),
+        ("few_labels.json", '[{"features": "VICReg"}]'),
+        ("environment.json", "3"),
+    ],
+)
+def test_files_that_are_no_such_thing_are_named(tmp_path, name, content):
+    folder = make_run(tmp_path / "run")
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(content)
+    assert f"Could not be read: {name}" in Page(report.write(folder).read_text()).words
+
+
+EVIL = (
+    '</script><script>alert("1")</script><img src=x onerror=alert(1)>&"\' $x_1$ #d9dee3'
+)
+
+
+def test_no_text_of_the_run_becomes_markup(tmp_path):
+    folder = make_run(
+        tmp_path / "<b>run",
+        config={"data": {"name": "folder", "path": EVIL}, "wandb": EVIL},
+    )
+    result = dict(task=EVIL, name=EVIL, data=EVIL, tested=10, results={EVIL: 50.0})
+    write_json(folder / "eval/x/result.json", result | dict(notes=[EVIL]))
+    write_json(
+        folder / f"eval/{EVIL[1:8]}/diagnostics.json", dict(representation_rank=3.0)
+    )
+    rows = [dict(features=EVIL, probe=EVIL, labels=1, draws=[1.0])]
+    write_json(folder / "few_labels.json", rows)
+    write_json(folder / "environment.json", dict(commit=EVIL, devices=[EVIL]))
+    gallery = make_gallery(classes=(EVIL, "犬", "owl"))
+    text = report.write(folder, gallery=gallery).read_text()
+    page = Page(text)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("script") == 2 and tags.count("img") == 1 and "b" in tags
+    assert "alert" not in " ".join(re.findall("<[^>]*>", text))
+    assert all("onerror" not in attributes for _, attributes in page.tags)
+    assert page.words.count(" ".join(EVIL.split())) >= 8
+    data = re.search(r'id="points">(.*?)</script>', text, re.DOTALL)[1]
+    assert EVIL in json.loads(data)["names"]
+
+
+def test_only_our_script_may_run(full):
+    import base64
+    import hashlib
+
+    script = re.findall(r"<script>(.*?)</script>", full[1], re.DOTALL)
+    assert len(script) == 1
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in full[1]
+
+
+def test_pointer_finds_thumbnails_where_the_map_has_them(full):
+    data = re.search(r'id="points">(.*?)</script>', full[1], re.DOTALL)[1]
+    data = json.loads(data)
+    assert len(data["x"]) == len(data["y"]) == len(data["names"]) == 30
+    assert data["size"] * data["columns"] == 6 * 12
+    assert data["names"][:4] == ["cat", "dog", "owl", "cat"]
+    drawn = re.findall(
+        r'<use xlink:href="#\w+-C0[^>]* x="([\d.]+)" y="([\d.]+)"', full[1]
+    )
+    np.testing.assert_allclose(
+        np.array(drawn, float), np.stack([data["x"], data["y"]], axis=1), atol=0.06
+    )  # the data are rounded to 0.1, the drawing to 0.001
+
+
+def test_grey_images_without_labels_will_do(tmp_path):
+    gallery = make_gallery(12, labels=False, channels=1)
+    text = report.write(make_run(tmp_path / "run"), gallery=gallery).read_text()
+    words = Page(text).words
+    assert "Nearest neighbours" in words and "chance would give" not in words
+    text = report.write(
+        tmp_path / "run", gallery=gallery._replace(views=gallery.views[:0])
+    ).read_text()
+    assert "Augmented views" not in Page(text).words
+
+
+def test_long_log_and_large_gallery_stay_below_3_mb(tmp_path, monkeypatch):
+    monkeypatch.setattr(maps, "project", lambda x: ("t-SNE", x[:, :2].astype(float)))
+    rng = np.random.default_rng(0)
+    noise = [{k: v * rng.uniform(0.5, 1) for k, v in line(1).items()} for _ in range(9)]
+    lines = [noise[i % 9] | dict(step=i + 1, epoch=i / 10) for i in range(4000)]
+    gallery = report.Gallery(
+        features=rng.normal(size=(2000, 16)).astype(np.float32),
+        thumbnails=rng.integers(0, 256, (2000, 64, 64, 3), np.uint8),
+        labels=None,
+        classes=(),
+        views=rng.integers(0, 256, (20, 2, 96, 96, 3), np.uint8),
+    )
+    page = report.write(make_run(tmp_path / "run", lines=lines), gallery=gallery)
+    assert page.stat().st_size < 3e6  # of noise, which nothing compresses
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no run: there is no config.json"):
+        report.write(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json cannot be read: Expecting"):
+        report.write(tmp_path)
+    (tmp_path / "config.json").write_text('{"epoch": 3}')
+    with pytest.raises(ValueError, match="config.epoch is not a field"):
+        report.write(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(features=np.zeros((1, 4))), r"n from 2 to 5000; got \(1, 4\)"),
+        (dict(features=np.full((30, 4), np.nan)), "must be finite"),
+        (dict(thumbnails=np.zeros((30, 8, 8, 3))), "uint8 .* got float64"),
+        (dict(thumbnails=np.zeros((29, 8, 8, 3), np.uint8)), "30 features need 30"),
+        (dict(labels=np.zeros(3, int)), r"got 30 and \(3,\)"),
+        (dict(views=np.zeros((4, 8, 8, 3), np.uint8)), r"views are uint8 pairs \[k, 2"),
+        (dict(views=np.zeros((4, 3, 8, 8, 3), np.uint8)), "are uint8 pairs"),
+    ],
+)
+def test_gallery_that_does_not_fit_is_refused(tmp_path, changes, message):
+    gallery = make_gallery()._replace(**changes)
+    with pytest.raises(ValueError, match=message):
+        report.write(make_run(tmp_path / "run"), gallery=gallery)
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
+    find = report.figures.importlib.util.find_spec
+    monkeypatch.setattr(
+        report.figures.importlib.util,
+        "find_spec",
+        lambda name: None if name == "matplotlib" else find(name),
+    )
+    with pytest.raises(
+        ModuleNotFoundError, match=r'pip install "vicreg_jax\[report\]"'
+    ):
+        report.write(make_run(tmp_path / "run"))
+
+
+def test_defaults_leave_nothing_marked():
+    assert "changed" not in tables.settings(Config())
+    config = dataclasses.replace(Config(), wandb="mine")
+    assert tables.settings(config).count('class="changed"') == 1

@@ -1,0 +1,171 @@
+"""Banks of linear classifiers on frozen features, trained at once; no data, no files.
+
+The heads of a bank see the same features and their gradients do not meet, so that one
+pass of the encoder serves all learning rates, weight decays and layers.
+"""
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vicreg_jax.models.resnet import Block
+from vicreg_jax.protocol import Head
+
+EPS, DECAY = 1e-5, 0.9  # of BatchNorm, as in PyTorch
+
+
+def combinations(head: Head) -> list[tuple[int, float, float]]:
+    """Returns (layer, rate, weight decay) of each head, in the order of the logits."""
+    return list(itertools.product(head.layers, head.rates, head.weight_decay))
+
+
+def features(
+    encoder: nn.Module,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    layers: tuple[int, ...],
+) -> dict[str, jax.Array]:
+    """Returns what the heads see, "0" -> float32 [n, f] and so on, in inference mode.
+
+    Layer 0 is the representation; layer k the outputs of the last k residual blocks,
+    averaged over the image and joined.
+
+    Raises:
+      ValueError: the encoder has fewer residual blocks.
+    """
+    output, kept = encoder.apply(
+        variables,
+        images,
+        train=False,
+        capture_intermediates=lambda module, _: isinstance(module, Block),
+        mutable=["intermediates"],
+    )
+    found = kept.get("intermediates", {})
+    # layer1_0, layer1_1, ... in order: stages have up to 36 blocks.
+    names = sorted(found, key=lambda name: [int(x) for x in name[5:].split("_")])
+    if len(names) < max(layers):
+        raise ValueError(
+            f"config.head.layers asks for the last {max(layers)} residual blocks; the"
+            f" encoder has {len(names)}; use 0, its representation"
+        )
+    pooled = [jnp.mean(found[name]["__call__"][0], axis=(1, 2)) for name in names]
+    result = {}
+    for k in layers:
+        x = output if k == 0 else jnp.concatenate(pooled[-k:], axis=1)
+        result[str(k)] = x.astype(jnp.float32)
+    return result
+
+
+def init(
+    key: jax.Array, widths: Mapping[str, int], *, heads: int, classes: int, norm: bool
+) -> tuple[dict, dict]:
+    """Returns parameters and running statistics of `heads` heads on each layer.
+
+    Weights are of normal distribution with standard deviation 0.01, biases zero, as in
+    the authors' evaluation.
+    """
+    params, stats = {}, {}
+    for i, (layer, f) in enumerate(widths.items()):
+        kernel = 0.01 * jax.random.normal(jax.random.fold_in(key, i), (f, classes))
+        # All heads of a layer start alike, so that only their settings tell them apart.
+        params[layer] = {
+            "kernel": jnp.tile(kernel[None], (heads, 1, 1)),
+            "bias": jnp.zeros((heads, classes)),
+        }
+        if norm:
+            params[layer] |= {
+                "norm_scale": jnp.ones((heads, f)),
+                "norm_bias": jnp.zeros((heads, f)),
+            }
+            stats[layer] = {"mean": jnp.zeros(f), "var": jnp.ones(f)}
+    return params, stats
+
+
+def logits(
+    params: dict, stats: dict, x: Mapping[str, jax.Array], *, train: bool
+) -> tuple[jax.Array, dict]:
+    """Returns float32 [heads of all layers, n, classes], and updated statistics."""
+    found, updated = [], {}
+    for layer, p in params.items():
+        z, kernel, bias = x[layer], p["kernel"], p["bias"]
+        if layer in stats:
+            s = stats[layer]
+            n = len(z)
+            mean = jnp.mean(z, axis=0) if train else s["mean"]
+            var = jnp.var(z, axis=0) if train else s["var"]
+            z = (z - mean[None]) / jnp.sqrt(var + EPS)[None]
+            if train:  # the running variance is the unbiased one, as in PyTorch
+                new = {"mean": mean, "var": var * (n / max(n - 1, 1))}
+                updated[layer] = {
+                    k: DECAY * s[k] + (1 - DECAY) * new[k] for k in ("mean", "var")
+                }
+            # Scale and bias of each head, folded into its linear layer.
+            bias = bias + jnp.einsum("hf,hfc->hc", p["norm_bias"], kernel)
+            kernel = p["norm_scale"][..., None] * kernel
+        scores = jnp.einsum("nf,hfc->hnc", z, kernel, preferred_element_type="float32")
+        found.append(scores + bias[:, None])
+    return jnp.concatenate(found), updated or stats
+
+
+def losses(scores: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns the mean cross-entropy of each head, [heads], of scores [heads, n, c]."""
+    logs = jax.nn.log_softmax(scores, axis=-1)
+    picked = jnp.take_along_axis(logs, labels[None, :, None], axis=-1)
+    return -jnp.mean(picked, axis=(1, 2))
+
+
+def sgd(
+    params: Any,
+    momenta: Any,
+    grads: Any,
+    *,
+    rates: Any,
+    decays: Any,
+    momentum: float,
+    nesterov: bool,
+) -> tuple[Any, Any]:
+    """Returns parameters and momenta after a step of SGD as PyTorch's.
+
+    Weight decay is added to the gradient, the rate applies after the momentum.
+
+    Args:
+      rates, decays: trees like `params`, of arrays that broadcast against its leaves.
+    """
+    grads = jax.tree.map(lambda g, p, d: g + d * p, grads, params, decays)
+    momenta = jax.tree.map(lambda m, g: momentum * m + g, momenta, grads)
+    steps = momenta
+    if nesterov:
+        steps = jax.tree.map(lambda m, g: momentum * m + g, momenta, grads)
+    params = jax.tree.map(lambda p, s, r: p - r * s, params, steps, rates)
+    return params, momenta
+
+
+def per_head(params: dict, head: Head) -> tuple[dict, dict]:
+    """Returns trees like `params` of each head's learning rate and weight decay."""
+    pairs = list(itertools.product(head.rates, head.weight_decay))
+
+    def tree(values):
+        values = jnp.asarray(values, jnp.float32)
+        return jax.tree.map(
+            lambda p: values.reshape(-1, *[1] * (p.ndim - 1)),
+            params,
+        )
+
+    return tree([rate for rate, _ in pairs]), tree([decay for _, decay in pairs])
+
+
+def factor(epoch: jax.Array, *, epochs: int, drops: tuple[int, ...]) -> jax.Array:
+    """Returns what the learning rate of an epoch, from 0 on, is multiplied by.
+
+    Half a cosine to zero, by the epoch, as in the authors' evaluation; or a tenth after
+    each of the epochs `drops`.
+    """
+    epoch = jnp.asarray(epoch, jnp.float32)
+    if drops:
+        passed = jnp.asarray(drops, jnp.float32) <= epoch
+        return 0.1 ** jnp.sum(passed.astype(jnp.float32))
+    return (1 + jnp.cos(jnp.pi * epoch / epochs)) / 2

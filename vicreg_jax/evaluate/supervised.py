@@ -1,0 +1,336 @@
+"""Training with labels: linear heads on a frozen encoder, or the whole network."""
+
+import json
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vicreg_jax import devices, log, sharding, workdirs
+from vicreg_jax.checkpoint import Checkpoints
+from vicreg_jax.data import batches, plan, views
+from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data.feed import Feed
+from vicreg_jax.evaluate import heads
+from vicreg_jax.evaluate.features import stream
+from vicreg_jax.evaluate.inputs import Inputs, held_out
+from vicreg_jax.protocol import Protocol
+from vicreg_jax.state import TrainState
+from vicreg_jax.stop import Stop
+
+LINES = 50  # steps between two lines of metrics
+
+
+class Outcome(NamedTuple):
+    """Per cent of right answers of each head, and which head was chosen."""
+
+    test: np.ndarray  # [heads, 2], top-1 and top-5
+    chosen: int  # by the images held out, or the only one
+    held_out: np.ndarray | None  # [heads, 2]
+    maximum: np.ndarray | None  # [2] over epochs, of the chosen head
+
+
+def fit(
+    protocol: Protocol,
+    workdir: Path,
+    encoder: nn.Module,
+    variables: Any,
+    found: Inputs,
+) -> Outcome | None:
+    """Trains, or continues, and tests; returns None when it was told to stop.
+
+    The task "linear" trains a bank of heads on the frozen encoder in inference mode;
+    "finetune" trains encoder and head, all in train mode.
+
+    Raises:
+      ValueError: before anything compiles, what does not fit together.
+    """
+    config, head = found.config, protocol.head
+    bank = heads.combinations(head)
+    share = head.held_out if len(bank) > 1 else 0.0
+    kept, aside = found.kept, found.kept[:0]
+    if share:
+        labels = np.asarray(found.train.labels)
+        kept, aside = held_out(found.kept, labels, share, protocol.seed)
+    images = found.train.images
+    planner = _Chosen(kept, protocol, config)
+    epoch = planner.steps_per_epoch
+    total = protocol.epochs * epoch
+    mesh = devices.mesh(config.data.batch_size)
+    whole, split = sharding.whole(mesh), sharding.split(mesh)
+    held, canvas = batches.is_small(images), batches.canvas(images, config)
+    one_cpu = jax.default_backend() == "cpu" and mesh.size == 1
+    render = partial(
+        batches.render,
+        config=config,
+        in_turn=one_cpu,
+        shape=images.shape[1:] if held else (),
+    )
+    model = _Frozen if protocol.task == "linear" else _Tuned
+    model = model(protocol, encoder, found.classes, epoch)
+    begin = jax.jit(partial(model.init, config=config), out_shardings=whole)
+    shapes = jax.eval_shape(begin, variables)
+    parts = (whole, split, split, split) if held else (split, split, split)
+
+    @partial(
+        jax.jit,
+        in_shardings=(whole, whole, parts),
+        out_shardings=(whole, whole),
+        donate_argnums=1,
+    )
+    def step_fn(variables, state, batch):
+        *batch, labels = batch
+        (view,) = render(tuple(batch))
+        return model.step(variables, state, view, labels)
+
+    def make(step):
+        rows = sharding.rows(config.data.batch_size)
+        batch = batches.batch(planner, images, config, step, rows=rows, canvas=canvas)
+        indices = planner(step).indices[rows]
+        if isinstance(images, Encoded):
+            indices = images.chosen(indices)
+        labels = np.asarray(found.train.labels[indices], np.int32)
+        return (*batch, labels)
+
+    def judge(state, examples, rows):
+        """Returns per cent right, [heads, 2]."""
+        top = stream(
+            model.predict,
+            (variables, state.params, state.batch_stats),
+            examples.images,
+            config.data,
+            shorter_side=found.shorter_side,
+            rows=rows,
+            mesh=mesh,
+        )
+        labels = np.asarray(examples.labels[rows])
+        return accuracies(np.concatenate(list(top)), labels)
+
+    with ExitStack() as closing:
+        stop = closing.enter_context(Stop())
+        checkpoints = Checkpoints(
+            workdir.absolute() / "checkpoints", facts={"examples": len(kept)}
+        )
+        closing.callback(checkpoints.close)
+        start, state = checkpoints.restore(shapes) or (0, None)
+        state = begin(variables) if state is None else state
+        variables = jax.device_put(variables, whole)
+        writer = log.Writer(workdir, step=start)
+        bar = log.Bar(total=total, done=start)
+        closing.callback(writer.close)
+        closing.callback(bar.close)
+        closing.callback(workdirs.list_broken, images, workdir, bar.note)
+        if start:
+            bar.note(f"continuing {workdir} at step {start} of {total}")
+        bar.say("compiling")
+        feed = Feed(make, range(start, total), sharding=split)
+        rows = images.reshape(len(images), -1) if held else None
+        resident = (jax.device_put(rows, whole),) if held else ()
+        tested = np.arange(len(found.test.images))
+        behind = None
+        for done, batch in feed:
+            step = done + 1
+            state, values = step_fn(variables, state, (*resident, *batch))
+            jax.block_until_ready(behind)  # the host stays one step ahead, not more
+            behind = values if mesh.size == 1 else jax.block_until_ready(values)
+            bar.step(step)
+            stopped, last = stop.signal, step % epoch == 0
+            if step % LINES == 0 or last:
+                values = {name: float(x) for name, x in values.items()}
+                values["epoch"] = step / epoch
+                if last and head.test_every_epoch:
+                    top = judge(state, found.test, tested)
+                    for i, (top1, top5) in enumerate(top):
+                        values |= {f"test_top1_{i}": top1, f"test_top5_{i}": top5}
+                writer.write(step, values)
+                bar.show(step, values, f"cross-entropy {values['loss']:.4f}")
+            if last or stopped:
+                checkpoints.save(step, state)
+            if stopped:
+                checkpoints.wait()
+                bar.note(f"stopped at step {step} of {total}; the same command goes on")
+                return None
+        chosen, valid = 0, None
+        if len(aside):
+            bar.say("choosing on the images held out")
+            valid = judge(state, found.train, aside)
+            chosen = int(np.argmax(valid[:, 0]))  # the first of equals
+        bar.say("testing")
+        test = judge(state, found.test, tested)
+        maximum = _maximum(workdir, chosen) if head.test_every_epoch else None
+    return Outcome(test, chosen, valid, maximum)
+
+
+def accuracies(top: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns per cent of labels [n] among the first and first five, [heads, 2].
+
+    Args:
+      top: predicted classes [n, heads, up to 5], the best first.
+    """
+    right = top.astype(np.int64) == labels[:, None, None]
+    first, five = right[..., 0].mean(axis=0), right.any(axis=-1).mean(axis=0)
+    return 100 * np.stack([first, five], axis=1)
+
+
+class _Chosen:
+    """Plans steps over some of the examples."""
+
+    def __init__(self, kept, protocol, config):
+        self._kept = kept
+        self._planner = plan.Planner(
+            seed=protocol.seed,
+            examples=len(kept),
+            batch_size=config.data.batch_size,
+            views=1,
+            numbers=views.NUMBERS,
+        )
+        self.steps_per_epoch = self._planner.steps_per_epoch
+
+    def __call__(self, step):
+        indices, uniforms = self._planner(step)
+        return plan.Plan(self._kept[indices], uniforms)
+
+
+class _Frozen:
+    """A bank of heads on an encoder that stays as it is."""
+
+    def __init__(self, protocol, encoder, classes, epoch):
+        self._protocol, self._encoder = protocol, encoder
+        self._classes, self._epoch = classes, epoch
+
+    def _features(self, variables, images):
+        layers = self._protocol.head.layers
+        return heads.features(self._encoder, variables, images, layers)
+
+    def init(self, variables, *, config):
+        head, size = self._protocol.head, config.data.image_size
+        images = jnp.zeros((2, size, size, len(config.data.mean)))
+        seen = jax.eval_shape(self._features, variables, images)
+        params, stats = heads.init(
+            jax.random.key(self._protocol.seed),
+            {layer: x.shape[1] for layer, x in seen.items()},
+            heads=len(head.rates) * len(head.weight_decay),
+            classes=self._classes,
+            norm=head.batch_norm,
+        )
+        momenta = jax.tree.map(jnp.zeros_like, params)
+        return TrainState(jnp.zeros([], jnp.int32), params, stats, momenta)
+
+    def step(self, variables, state, images, labels):
+        head = self._protocol.head
+        x = self._features(variables, images)
+
+        def loss_fn(params):
+            scores, stats = heads.logits(params, state.batch_stats, x, train=True)
+            each = heads.losses(scores, labels)
+            return jnp.sum(each), (each, stats)  # each head's gradient is its own
+
+        grads, (each, stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+        rate = _factor(self._protocol, state.step, self._epoch)
+        rates, decays = heads.per_head(state.params, head)
+        params, momenta = heads.sgd(
+            state.params,
+            state.opt_state,
+            grads,
+            rates=jax.tree.map(lambda r: rate * r, rates),
+            decays=decays,
+            momentum=head.momentum,
+            nesterov=head.nesterov,
+        )
+        new = TrainState(state.step + 1, params, stats, momenta)
+        return new, {"loss": jnp.min(each), "rate_factor": rate}
+
+    def predict(self, everything, images):
+        variables, params, stats = everything
+        x = self._features(variables, images)
+        scores, _ = heads.logits(params, stats, x, train=False)
+        return _top(scores)
+
+
+class _Tuned:
+    """One head on an encoder that learns too."""
+
+    def __init__(self, protocol, encoder, classes, epoch):
+        self._protocol, self._encoder = protocol, encoder
+        self._classes, self._epoch = classes, epoch
+
+    def init(self, variables, *, config):
+        size = config.data.image_size
+        images = jnp.zeros((2, size, size, len(config.data.mean)))
+        seen = jax.eval_shape(
+            partial(self._encoder.apply, train=False), variables, images
+        )
+        key = jax.random.key(self._protocol.seed)
+        widths = {"0": seen.shape[1]}
+        options = dict(heads=1, classes=self._classes, norm=False)
+        head, _ = heads.init(key, widths, **options)
+        params = {"encoder": variables["params"], "head": head}
+        momenta = jax.tree.map(jnp.zeros_like, params)
+        stats = variables.get("batch_stats", {})
+        return TrainState(jnp.zeros([], jnp.int32), params, stats, momenta)
+
+    def step(self, variables, state, images, labels):
+        del variables  # the state has its own
+        head, encoder_rate = self._protocol.head, self._protocol.finetune.encoder_rate
+
+        def loss_fn(params):
+            y, new = self._encoder.apply(
+                {"params": params["encoder"], "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            x = {"0": y.astype(jnp.float32)}
+            scores, _ = heads.logits(params["head"], {}, x, train=True)
+            return heads.losses(scores, labels)[0], new.get("batch_stats", {})
+
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, stats), grads = grad_fn(state.params)
+        rate = _factor(self._protocol, state.step, self._epoch)
+        each = {"encoder": encoder_rate, "head": head.rates[0]}
+        params, momenta = heads.sgd(
+            state.params,
+            state.opt_state,
+            grads,
+            rates={
+                name: jax.tree.map(lambda _, r=each[name]: rate * r, tree)
+                for name, tree in state.params.items()
+            },
+            decays=jax.tree.map(lambda _: head.weight_decay[0], state.params),
+            momentum=head.momentum,
+            nesterov=head.nesterov,
+        )
+        new = TrainState(state.step + 1, params, stats, momenta)
+        return new, {"loss": loss, "rate_factor": rate}
+
+    def predict(self, everything, images):
+        _, params, stats = everything
+        variables = {"params": params["encoder"], "batch_stats": stats}
+        y = self._encoder.apply(variables, images, train=False)
+        x = {"0": y.astype(jnp.float32)}
+        scores, _ = heads.logits(params["head"], {}, x, train=False)
+        return _top(scores)
+
+
+def _factor(protocol, step, epoch):
+    done = step // epoch
+    return heads.factor(done, epochs=protocol.epochs, drops=protocol.head.drops)
+
+
+def _top(scores):
+    """Returns the best classes, [n, heads, up to 5]."""
+    count = min(5, scores.shape[-1])
+    return jnp.swapaxes(jax.lax.top_k(scores, count)[1], 0, 1)
+
+
+def _maximum(workdir, chosen):
+    """Returns the best top-1 of any epoch, and the best top-5, [2]."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in lines]
+    names = (f"test_top1_{chosen}", f"test_top5_{chosen}")
+    return np.array([max(x[name] for x in lines if name in x) for name in names])

@@ -1,0 +1,253 @@
+"""The evaluations by name: from a protocol and a checkpoint to a result on disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from vicreg_jax import checkpoint, devices, weights, workdirs
+from vicreg_jax import protocol as protocols
+from vicreg_jax.checkpoint import Loaded
+from vicreg_jax.evaluate import (
+    diagnostics,
+    features,
+    heads,
+    logistic,
+    multilabel,
+    neighbours,
+    results,
+    supervised,
+)
+from vicreg_jax.evaluate.features import Features
+from vicreg_jax.evaluate.inputs import (
+    Inputs,
+    held_out,
+    inputs,
+    multilabel_inputs,
+    need_labels,
+)
+from vicreg_jax.protocol import Protocol
+
+
+def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
+    """Does the protocol's task, or goes on with it; a finished one is only shown.
+
+    Args:
+      name: of the config file, for the result.
+
+    Raises:
+      ValueError, FileNotFoundError: what is wrong with the checkpoint, the data or the
+        workdir, before anything is written.
+    """
+    loaded = checkpoint.load(protocol.checkpoint)
+    choose = multilabel_inputs if protocol.task == "svm" else inputs
+    found = choose(protocol, loaded.config, mean=loaded.mean, std=loaded.std)
+    if protocol.task != "features":
+        need_labels(found)
+    workdir = workdirs.claim(workdir, protocol, schema=protocols)
+    finished = results.read(workdir)
+    if finished:
+        results.show(finished)
+        return
+    workdirs.write_config(workdir, protocol)
+    TASKS[protocol.task](protocol, workdir, loaded, found, name)
+
+
+def linear(protocol, workdir, loaded, found, name):
+    outcome = supervised.fit(protocol, workdir, loaded.module, loaded.variables, found)
+    if outcome is None:
+        return
+    bank = heads.combinations(protocol.head)
+    test = _top(outcome.test[outcome.chosen], found)
+    notes = []
+    if len(bank) > 1:
+        layer, rate, decay = bank[outcome.chosen]
+        notes.append(
+            f"Of {len(bank)} heads: rate {rate:g}, weight decay {decay:g}, layer"
+            f" {layer}, with {outcome.held_out[outcome.chosen][0]:.1f} % of the images"
+            " held out."
+        )
+    if outcome.maximum is not None:
+        for key, value in _top(outcome.maximum, found).items():
+            test[f"{key}, maximum over epochs"] = value
+        notes.append("The maximum is over test accuracies of all epochs: optimistic.")
+    task = protocol.task
+    if task == "finetune":
+        share = 100 * len(found.kept) / len(found.train.images)
+        task = f"finetune {share:.0f} %"
+        notes.append(
+            f"Trained on {len(found.kept)} of {len(found.train.images)} images."
+        )
+    _finish(protocol, workdir, loaded, found, name, test, task=task, notes=notes)
+
+
+def knn(protocol, workdir, loaded, found, name):
+    train, test = _both(workdir, loaded, found)
+    given, mesh = protocol.knn, devices.mesh(features.BATCH)
+    few = min(given.neighbours), len(train.labels)
+    ks = tuple(k for k in given.neighbours if k <= few[1])
+    if not ks:
+        raise ValueError(
+            f"config.knn.neighbours asks for {few[0]} or more; there are {few[1]}"
+            " training images"
+        )
+    right = neighbours.accuracy(
+        test.representations,
+        test.labels,
+        train.representations,
+        train.labels,
+        neighbours=ks,
+        temperature=given.temperature,
+        mesh=mesh,
+        classes=found.classes,
+    )
+    table = {}
+    for (k, kind), accuracies in right.items():
+        if kind == "plain":
+            table[f"{k}-NN top-1, plain votes"] = accuracies[0]
+        else:
+            for key, value in _top(accuracies, found).items():
+                table[f"{k}-NN {key}"] = value
+    notes = [
+        f"Votes weighted by exp(cosine similarity / {given.temperature:g}), or plain."
+    ]
+    _finish(protocol, workdir, loaded, found, name, table, notes=notes)
+
+
+def logistic_regression(protocol, workdir, loaded, found, name):
+    train, test = _both(workdir, loaded, found)
+    mean, scale = train.representations.mean(axis=0), train.representations.std()
+    a, b = ((x.representations - mean) / scale for x in (train, test))
+    candidates, notes = protocol.logistic.c, []
+    c = candidates[0]
+    if len(candidates) > 1:
+        everything = np.arange(len(a))
+        fit, aside = held_out(everything, train.labels, 0.1, protocol.seed)
+        right = []
+        for c in candidates:
+            model = logistic.fit(a[fit], train.labels[fit], classes=found.classes, C=c)
+            guess = logistic.predict(model, a[aside])
+            right.append(100 * np.mean(guess == train.labels[aside]))
+        c = candidates[int(np.argmax(right))]
+        notes.append(
+            f"C = {c:g}, with {max(right):.1f} % of a tenth of the training images"
+        )
+    model = logistic.fit(a, train.labels, classes=found.classes, C=c)
+    guess = logistic.predict(model, b)
+    table = {"top-1": 100 * float(np.mean(guess == test.labels))}
+    _finish(protocol, workdir, loaded, found, name, table, notes=notes)
+
+
+def svm(protocol, workdir, loaded, found, name):
+    train, test = _both(workdir, loaded, found)
+    scores = multilabel.fit_and_score(
+        train.representations,
+        train.labels,
+        test.representations,
+        test.labels,
+        costs=protocol.svm.costs,
+        folds=protocol.svm.folds,
+        seed=protocol.seed,
+    )
+    classes = found.train.images.classes
+    table = {"mean average precision": scores.mean}
+    table |= dict(zip(classes, scores.average_precision, strict=True))
+    notes = ["Area under precision and recall; difficult images are left out."]
+    _finish(protocol, workdir, loaded, found, name, table, notes=notes)
+
+
+def write_features(protocol, workdir, loaded, found, name):
+    del protocol, name
+    apply = _with_embeddings(loaded) if loaded.expander else None
+    train = _extract(workdir, "train", loaded, found, apply=apply)
+    if found.test is not None:
+        _extract(workdir, "test", loaded, found, apply=apply)
+    facts = diagnostics.diagnose(train.representations, train.embeddings)
+    workdirs.write_json(workdir / "diagnostics.json", facts)
+    console = Console()
+    for key, value in facts.items():
+        if not isinstance(value, list):
+            shown = f"{value:.4g}" if isinstance(value, float) else value
+            console.print(f"{key}: {shown}", highlight=False, markup=False)
+    console.print(f"features are in {workdir / 'features'}", highlight=False)
+
+
+TASKS: dict[str, Callable] = {
+    "linear": linear,
+    "finetune": linear,
+    "knn": knn,
+    "logistic": logistic_regression,
+    "svm": svm,
+    "features": write_features,
+}
+
+
+def _both(workdir, loaded, found) -> tuple[Features, Features]:
+    return tuple(_extract(workdir, part, loaded, found) for part in ("train", "test"))
+
+
+def _extract(workdir, part, loaded: Loaded, found: Inputs, *, apply=None) -> Features:
+    """Returns the features of a part of the data, kept in the workdir."""
+    examples = getattr(found, part)
+    rows = found.kept if part == "train" else np.arange(len(examples.images))
+    variables = loaded.variables
+    if apply is None:
+
+        def apply(variables, views):
+            y = loaded.module.apply(variables, views, train=False)
+            return {"representations": y}
+
+    else:
+        variables = (loaded.variables, loaded.expander)
+    columns = Progress.get_default_columns()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"{part} features", total=len(rows))
+        return features.extract(
+            apply,
+            variables,
+            examples,
+            found.config.data,
+            workdir / "features" / part,
+            rows=rows,
+            shorter_side=found.shorter_side,
+            mesh=devices.mesh(features.BATCH),
+            source=loaded.source,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+
+
+def _with_embeddings(loaded):
+    expander = weights.expander_of(loaded.expander)
+
+    def apply(variables, views):
+        encoder, rest = variables
+        y = loaded.module.apply(encoder, views, train=False)
+        return {
+            "representations": y,
+            "embeddings": expander.apply(rest, y, train=False),
+        }
+
+    return apply
+
+
+def _top(right, found) -> dict[str, float]:
+    """Returns top-1 and, with more than five classes, top-5."""
+    named = {"top-1": float(right[0]), "top-5": float(right[1])}
+    return named if found.classes > 5 else {"top-1": named["top-1"]}
+
+
+def _finish(protocol, workdir, loaded, found, name, table, *, task="", notes=()):
+    data = found.config.data
+    results.write(
+        workdir,
+        name,
+        protocol,
+        table,
+        data=data.dataset or data.path or data.name,
+        tested=len(found.test.images),
+        step=loaded.step,
+        published=results.published(task or protocol.task, loaded.module, found),
+        notes=notes,
+    )

@@ -1,0 +1,144 @@
+"""Watches a run by its labels, and changes nothing: a linear probe, nearest neighbours.
+
+The encoder's training never sees a label: both take what it returns.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vicreg_jax import sharding
+from vicreg_jax.config import Config
+from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data.sources import Examples, count_classes
+from vicreg_jax.evaluate import heads, neighbours
+from vicreg_jax.evaluate.features import stream
+from vicreg_jax.evaluate.inputs import balanced
+
+QUERIES, BANK, NEIGHBOURS = 10_000, 50_000, 20  # at most
+RATE, MOMENTUM = 0.1, 0.9  # of the probe
+MEMORY = 0.99  # a step is forgotten after about 100
+
+
+def check(examples: Examples, config: Config) -> None:
+    """Raises ValueError where the config asks to watch what has no labels."""
+    asked = [
+        f"config.evaluate.{name}"
+        for name in ("knn_epochs", "probe")
+        if getattr(config.evaluate, name)
+    ]
+    if asked and examples.labels is None:
+        raise ValueError(
+            f"{' and '.join(asked)} need labels of the training images; there are none"
+        )
+
+
+class Probe:
+    """A linear classifier with BatchNorm that learns on the representations of views.
+
+    Args:
+      width: of the representation.
+      labels: of the training images.
+    """
+
+    def __init__(self, examples: Examples, *, width: int, mesh: Mesh, seed: int):
+        self._examples = examples
+        self._classes = count_classes(examples)
+        self._width, self._seed = width, seed
+        whole, split = sharding.whole(mesh), sharding.split(mesh)
+        self.init = jax.jit(self._init, out_shardings=whole)
+        self.step = jax.jit(
+            self._step,
+            in_shardings=(whole, split, split),
+            out_shardings=(whole, whole),
+            donate_argnums=0,
+        )
+
+    def labels(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the labels of a step's images, of substitutes where files broke."""
+        images = self._examples.images
+        if isinstance(images, Encoded):
+            indices = images.chosen(indices)
+        return np.asarray(self._examples.labels[indices], np.int32)
+
+    def _init(self):
+        params, stats = heads.init(
+            jax.random.key(self._seed),
+            {"0": self._width},
+            **dict(heads=1, classes=self._classes, norm=True),
+        )
+        momenta = jax.tree.map(jnp.zeros_like, params)
+        weight = jnp.zeros([])  # of what is remembered, for a mean without bias
+        return dict(
+            **dict(params=params, stats=stats, momenta=momenta),
+            **dict(right=weight, weight=weight),
+        )
+
+    def _step(self, state, representation, labels):
+        x = {"0": representation.astype(jnp.float32)}
+
+        def loss_fn(params):
+            scores, stats = heads.logits(params, state["stats"], x, train=True)
+            return heads.losses(scores, labels)[0], (scores[0], stats)
+
+        grads, (scores, stats) = jax.grad(loss_fn, has_aux=True)(state["params"])
+        params, momenta = heads.sgd(
+            state["params"],
+            state["momenta"],
+            grads,
+            rates=jax.tree.map(lambda _: RATE, grads),
+            decays=jax.tree.map(lambda _: 0.0, grads),
+            **dict(momentum=MOMENTUM, nesterov=False),
+        )
+        now = jnp.mean((jnp.argmax(scores, axis=1) == labels).astype(jnp.float32))
+        right = MEMORY * state["right"] + (1 - MEMORY) * now
+        weight = MEMORY * state["weight"] + (1 - MEMORY)
+        new = dict(
+            **dict(params=params, stats=stats, momenta=momenta),
+            **dict(right=right, weight=weight),
+        )
+        return new, {"probe_top1": 100 * right / weight}
+
+
+def nearest_neighbours(
+    encoder: nn.Module, examples: Examples, config: Config, mesh: Mesh
+) -> Callable[[Any], dict[str, float]]:
+    """Returns a function: variables -> the k-NN accuracy of training images.
+
+    A tenth of them, at most 10,000, are asked, and up to 50,000 others answer: the test
+    images stay unseen.
+    """
+    labels = np.asarray(examples.labels)
+    queries = balanced(labels, min(0.1, QUERIES / len(labels)), config.seed, purpose=5)
+    others = np.setdiff1d(np.arange(len(labels)), queries)
+    share = min(1.0, BANK / len(others))
+    bank = others[balanced(labels[others], share, config.seed, purpose=6)]
+    apply = partial(encoder.apply, train=False)
+    classes = int(labels.max()) + 1
+
+    def features(variables, rows):
+        parts = stream(
+            apply, variables, examples.images, config.data, rows=rows, mesh=mesh
+        )
+        return np.concatenate(list(parts))
+
+    def accuracy(variables):
+        right = neighbours.accuracy(
+            features(variables, queries),
+            labels[queries],
+            features(variables, bank),
+            labels[bank],
+            neighbours=(min(NEIGHBOURS, len(bank)),),
+            mesh=mesh,
+            classes=classes,
+        )
+        ((top1, _),) = (v for (_, kind), v in right.items() if kind == "weighted")
+        return {"knn_top1": top1}
+
+    return accuracy
