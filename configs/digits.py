@@ -41,8 +41,10 @@ def get_config():
     c.optimizer = dict(name="adamw", base_lr=2e-2, weight_decay=1e-4)
     c.optimizer.update(momentum=0.9, trust_coefficient=1e-3, clip=False)
     c.optimizer.update(warmup_epochs=9.0, warmup_start=0.0, end_scale=1e-3)
+    c.optimizer.sharded = False
 
     c.every = dict(log_steps=10, checkpoint_epochs=10)
+    c.guard = dict(skipped_steps=10, broken_images=0.01, stuck_seconds=120.0)
     c.evaluate = dict(labels_per_class=(1, 5, 10), draws=100)
     c.evaluate.update(knn_epochs=0, probe=False)
     c.prepare = dict(shards=64, shorter_side=0, quality=0)

@@ -67,8 +67,10 @@ def get_config(policy="official"):
     c.optimizer = dict(name="lars", base_lr=0.2, weight_decay=1e-6)
     c.optimizer.update(momentum=0.9, trust_coefficient=1e-3, clip=False)
     c.optimizer.update(warmup_epochs=10.0, warmup_start=0.0, end_scale=1e-3)
+    c.optimizer.sharded = False
 
     c.every = dict(log_steps=100, checkpoint_epochs=1)
+    c.guard = dict(skipped_steps=10, broken_images=0.01, stuck_seconds=120.0)
     c.evaluate = dict(labels_per_class=(1, 5, 10), draws=0)
     c.evaluate.update(knn_epochs=0, probe=False)
     c.prepare = dict(shards=64, shorter_side=0, quality=0)

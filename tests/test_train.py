@@ -172,25 +172,6 @@ def test_a_run_that_waits_for_its_images_says_so_once(tmp_path, capsys):
     assert found.count("of the time for images; prepare is the slowest stage") == 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_path):
-    # The update of step 9 is infinite, so the loss of step 10 is not a number.
-    tx = optax.sgd(lambda step: jnp.where(step < 8, 1e-3, jnp.inf))
-    with pytest.raises(FloatingPointError, match="(grad_norm|loss) is nan at step 10"):
-        train.run(SMALL | dict(epochs=4), tmp_path, source=images(), tx=tx)
-    trained = train.run(SMALL, tmp_path, source=images(), tx=tx)
-    assert int(trained.state.step) == 8  # as saved
-    chex.assert_tree_all_finite(trained.state.params)
-
-
-def test_a_nan_between_two_log_lines_does_not_reach_a_checkpoint(tmp_path):
-    config = SMALL | dict(epochs=4, every=dict(log_steps=1000))
-    tx = optax.sgd(lambda step: jnp.where(step < 9, 1e-3, jnp.inf))
-    with pytest.raises(FloatingPointError, match="nan at step 12"):
-        train.run(config, tmp_path, source=images(), tx=tx)
-    saved = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert saved == ["4", "8"]
-
-
 def test_another_data_set_or_fewer_epochs_do_not_continue_a_run(tmp_path):
     train.run(SMALL, tmp_path, source=images())
     with pytest.raises(ValueError, match="made with 64 examples, now there are 96"):
@@ -293,10 +274,10 @@ def test_the_untrained_encoder_is_where_the_run_starts(tmp_path):
 
 
 def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(tmp_path, monkeypatch):
-    config = SMALL | dict(epochs=4, every=dict(log_steps=5, checkpoint_epochs=1))
-    one = train.run(config, tmp_path / "one", source=images(200))
+    config = SMALL | dict(every=dict(log_steps=1000))
+    one = train.run(config, tmp_path / "one", source=images())
     monkeypatch.setattr(parts, "at_once", lambda *_: 3)
-    many = train.run(config, tmp_path / "many", source=images(200))
+    many = train.run(config, tmp_path / "many", source=images())
     assert int(many.state.step) == int(one.state.step)
     records = [
         [
@@ -308,7 +289,7 @@ def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(tmp_path, monkey
     assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]]
     for a, b in zip(*records, strict=True):
         for name in ("loss", "invariance", "variance", "covariance"):
-            assert a[name] == pytest.approx(b[name], rel=1e-3)  # rounding grows
+            assert a[name] == pytest.approx(b[name], rel=1e-3)  # rounding of 8 steps
     for a, b in zip(*(jax.tree.leaves(t.variables) for t in (one, many)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
 

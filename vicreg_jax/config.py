@@ -81,12 +81,22 @@ class Optimizer:
     warmup_epochs: float = 10.0
     warmup_start: float = 0.0  # learning rate of the first step
     end_scale: float = 1e-3  # last learning rate over the peak
+    sharded: bool = False  # divides parameters and state over the devices (ZeRO)
 
 
 @dataclass(frozen=True)
 class Every:
     log_steps: int = 100
     checkpoint_epochs: int = 1
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What a run puts up with."""
+
+    skipped_steps: int = 10  # not finite, in a row; then it goes back, then it stops
+    broken_images: float = 0.01  # share of the files; more stop it
+    stuck_seconds: float = 120.0  # without a step, or 20 times the usual; 0: for ever
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,7 @@ class Config:
     loss: Loss = field(default_factory=Loss)
     optimizer: Optimizer = field(default_factory=Optimizer)
     every: Every = field(default_factory=Every)
+    guard: Guard = field(default_factory=Guard)
     evaluate: Evaluate = field(default_factory=Evaluate)
     prepare: Prepare = field(default_factory=Prepare)
     wandb: str = ""  # project of Weights & Biases, if any
@@ -126,7 +137,7 @@ class Config:
 
 # May differ when a run is continued; anything else would make it another run.
 CHANGEABLE = (
-    *("epochs", "every.", "prepare.", "wandb"),
+    *("epochs", "every.", "guard.", "prepare.", "wandb"),
     *("evaluate.labels_per_class", "evaluate.draws", "evaluate.knn_epochs"),
 )
 
@@ -150,19 +161,19 @@ POSITIVE = (
     *("epochs", "data.batch_size", "data.image_size", "data.std", "model.width"),
     *("model.expander", "optimizer.base_lr", "optimizer.trust_coefficient"),
     *("every.log_steps", "every.checkpoint_epochs", "evaluate.labels_per_class"),
-    "prepare.shards",
+    *("prepare.shards", "guard.skipped_steps"),
 )
 PROBABILITIES = (
     *("augment.flip", "augment.jitter", "augment.grey", "augment.blur"),
     *("augment.solarize", "augment.shear", "augment.brightness", "augment.contrast"),
-    "augment.saturation",
+    *("augment.saturation", "guard.broken_images"),
 )
 NOT_NEGATIVE = (
     *("seed", "augment.rotation"),
     *("loss.invariance", "loss.variance", "loss.covariance"),
     *("optimizer.weight_decay", "optimizer.momentum", "optimizer.warmup_epochs"),
     *("optimizer.warmup_start", "optimizer.end_scale", "evaluate.draws"),
-    *("evaluate.knn_epochs", "prepare.shorter_side"),
+    *("evaluate.knn_epochs", "prepare.shorter_side", "guard.stuck_seconds"),
 )
 
 

@@ -22,10 +22,6 @@ def mesh(batch_size: int) -> Mesh:
       ValueError: the batch cannot, jax does not start, or it overlooks a GPU.
     """
     backend = _backend()
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"a run is one process so far; jax.distributed has {jax.process_count()}"
-        )
     if backend == "cpu" and jax.config.jax_platforms != "cpu":
         _refuse_idle_gpu()
     found = sharding.data_mesh()

@@ -64,6 +64,25 @@ class Writer:
             self._wandb.finish()
 
 
+class Silent:
+    """Takes what `Writer` and `Bar` take, of the processes that do not write."""
+
+    first: Mapping[str, float] | None = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.first = self.first or {"step": step, **metrics}
+
+    def say(self, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def step(self, step: int) -> None: ...
+
+    def show(self, step: int, metrics: Mapping[str, float], text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Bar:
     """Shows progress in two lines of a terminal; elsewhere prints one now and then."""
 

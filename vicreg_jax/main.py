@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from vicreg_jax import (
     checkpoint,
+    distributed,
     evaluate,
     export,
     fields,
@@ -85,6 +86,8 @@ TASKS = {"pretrain": pretrain, "prepare": prepare}
 def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
+    if distributed.start():
+        distributed.check_devices()
     name = Path(flags.FLAGS["config"].config_filename).stem
     if CONFIG.value.get("task") in protocol.READS:
         judge(protocol.parse(CONFIG.value), name)
@@ -185,10 +188,13 @@ def console() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if not is_refusal(error):
-            raise
-        print(f"vicreg_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+        status = 2 if is_refusal(error) else 1
+        if status == 2:
+            print(f"vicreg_jax: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        distributed.leave(status)
+        sys.exit(status)
 
 
 if __name__ == "__main__":

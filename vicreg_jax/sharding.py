@@ -1,8 +1,12 @@
 """Where arrays live: one mesh over all devices; it never computes anything."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+SMALL = 2**14  # numbers of an array that is not worth dividing
 
 
 def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -23,6 +27,32 @@ def whole(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its first axis is divided over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def divided(mesh: Mesh, shapes: Any) -> Any:
+    """Returns shardings that divide large arrays over the devices, as ZeRO does.
+
+    Each along its longest axis that the number of devices divides; what is small, or
+    has no such axis, every device holds in full.
+
+    Args:
+      shapes: tree of what has a shape.
+    """
+
+    def one(x):
+        axes = [i for i, size in enumerate(x.shape) if size % mesh.size == 0]
+        if not axes or np.prod(x.shape) < SMALL:
+            return whole(mesh)
+        axis = max(axes, key=lambda i: x.shape[i])
+        names = [None] * axis + ["data"]
+        return NamedSharding(mesh, PartitionSpec(*names))
+
+    return jax.tree.map(one, shapes)
+
+
+def place(x: np.ndarray, where: NamedSharding) -> jax.Array:
+    """Returns an array that every process has, placed on the devices of all."""
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 
 def rows(batch_size: int) -> slice:

@@ -1,25 +1,35 @@
-"""Ctrl-C and SIGTERM: the run saves first, then leaves."""
+"""Signals to stop: what is running saves first, then leaves."""
 
 import os
 import signal
 import threading
 
+# SLURM sends SIGUSR1 ahead of the end where it is told to (--signal=USR1@120).
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class Stop:
-    """Remembers SIGINT or SIGTERM in `signal`; a second one acts at once, as usual.
+    """Remembers SIGINT, SIGTERM or SIGUSR1 in `signal`; a second one acts at once.
 
-    At the end of its context, when all is saved, it raises what the signal would have.
+    At the end of its context, when all is saved, it raises KeyboardInterrupt after
+    SIGINT, and else SystemExit(0): what was asked for has been done.
+
+    Args:
+      together: of several processes. The runtime of `jax.distributed` has the SIGTERM
+        of any of them and makes all stop at the same step (`Checkpoints.preempted`);
+        the other signals are passed on as that one.
     """
 
-    def __init__(self):
+    def __init__(self, *, together: bool = False):
         self.signal = 0
-        self._old = {}
+        self._together, self._old = together, {}
 
     def __enter__(self):
         # Python hands signals to the main thread only.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._remember)
+            for number in SIGNALS:
+                if not (self._together and number == signal.SIGTERM):
+                    self._old[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, error, *_):
@@ -28,9 +38,11 @@ class Stop:
         if error is None and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if error is None and self.signal:
-            raise SystemExit(128 + self.signal)
+            raise SystemExit(0)
 
     def _remember(self, number, frame):
         self.signal = number
         signal.signal(number, self._old[number] or signal.SIG_DFL)
+        if self._together:
+            os.kill(os.getpid(), signal.SIGTERM)
         os.write(2, b"\nstopping after this step; once more to stop at once\n")

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from vicreg_jax import config as configs
 from vicreg_jax.config import Config
 from vicreg_jax.protocol import Protocol
@@ -64,10 +66,22 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None:
-    """Writes the files that had to be replaced into the workdir, if there are any."""
+    """Adds the files that had to be replaced to bad_examples.jsonl, each once.
+
+    Of several processes each has a file for those that it met.
+    """
     broken = getattr(images, "broken", {})  # of files; arrays are never broken
-    if broken:
-        path = workdir / "broken_files.txt"
-        lines = [f"{images.names[i]}\t{broken[i]}\n" for i in sorted(broken)]
-        path.write_text("".join(lines))
-        note(f"{len(broken)} images could not be read; {path} lists them")
+    if not broken:
+        return
+    number = jax.process_index()
+    path = workdir / f"bad_examples{f'_{number}' if number else ''}.jsonl"
+    known = set()
+    if path.exists():
+        known = {json.loads(line)["name"] for line in path.read_text().splitlines()}
+    with path.open("a") as file:
+        for i in sorted(broken):
+            name = str(images.names[i])
+            if name not in known:
+                line = {"name": name, "reason": broken[i]}
+                file.write(json.dumps(line) + "\n")
+    note(f"{len(broken)} images could not be read; {path} lists them")

@@ -85,9 +85,11 @@ def stream(
 
     see = _see(apply, data, mesh)
 
+    own = sharding.rows(size)
+
     def make(step):
         chosen = rows[step * size : (step + 1) * size]
-        chosen = np.pad(chosen, (0, size - len(chosen)), mode="edge")
+        chosen = np.pad(chosen, (0, size - len(chosen)), mode="edge")[own]
         if not isinstance(images, Encoded):
             return images[chosen]
         return images.centres(
@@ -97,7 +99,7 @@ def stream(
             channels=len(data.mean),
         )
 
-    variables = jax.device_put(variables, whole)
+    variables = jax.jit(lambda tree: tree, out_shardings=whole)(variables)
     stop = -(-len(rows) // size)
     for step, batch in Feed(make, range(stop), sharding=split):
         kept = min(size, len(rows) - step * size)  # the rest repeats the last image
@@ -199,7 +201,7 @@ def _see(apply, data, mesh):
         return jax.tree.map(lambda x: x.astype(jnp.float32), outputs)
 
     whole, split = sharding.whole(mesh), sharding.split(mesh)
-    return jax.jit(see, in_shardings=(whole, split), out_shardings=split)
+    return jax.jit(see, in_shardings=(whole, split), out_shardings=whole)
 
 
 def _whole_views(images, data):

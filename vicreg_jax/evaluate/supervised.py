@@ -1,6 +1,7 @@
 """Training with labels: linear heads on a frozen encoder, or the whole network."""
 
 import json
+import math
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -140,8 +141,16 @@ def fit(
             behind = values if mesh.size == 1 else jax.block_until_ready(values)
             bar.step(step)
             stopped, last = stop.signal, step % epoch == 0
-            if step % LINES == 0 or last:
+            line = step % LINES == 0 or last
+            if line or stopped:
                 values = {name: float(x) for name, x in values.items()}
+                if not math.isfinite(values["loss"]):
+                    raise FloatingPointError(
+                        f"the loss is {values['loss']} at step {step}; the last"
+                        " checkpoint is from before; lower config.head.rates or"
+                        " config.finetune.encoder_rate in another --workdir"
+                    )
+            if line:
                 values["epoch"] = step / epoch
                 if last and head.test_every_epoch:
                     top = judge(state, found.test, tested)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
@@ -41,6 +42,11 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
       ValueError, FileNotFoundError: what is wrong with the checkpoint, the data or the
         workdir, before anything is written.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"an evaluation is one process, with all its devices; jax.distributed has"
+            f" {jax.process_count()}; start it once, or set JAX_NUM_PROCESSES=1"
+        )
     loaded = checkpoint.load(protocol.checkpoint)
     choose = multilabel_inputs if protocol.task == "svm" else inputs
     found = choose(protocol, loaded.config, mean=loaded.mean, std=loaded.std)

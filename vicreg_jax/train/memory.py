@@ -39,8 +39,8 @@ def estimate(
 
     Args:
       model: images -> (representation, embedding).
-      state: shapes suffice, as `jax.eval_shape` returns them.
-      devices: over which the batch is divided; each holds the whole state.
+      state: shapes suffice, perhaps with shardings that divide it.
+      devices: over which the batch is divided.
       canvas: height and width of images that are yet to be cropped, or 0.
     """
     size, channels = config.data.image_size, len(config.data.mean)
@@ -58,7 +58,7 @@ def estimate(
         )
 
     products = 2 * _products(jax.make_jaxpr(forward)(variables, images).jaxpr)
-    held, gradients = _bytes(state), _bytes(state.params)
+    held, gradients = _own(state), _own(state.params)
     views = 2 * _bytes(images) + rows * canvas**2 * channels
     fixed = held + gradients
     words = (
@@ -124,6 +124,17 @@ def explained(need: Need) -> Iterator[None]:
 def _bytes(tree):
     leaves = jax.tree.leaves(tree)
     return sum(np.prod(x.shape, dtype=float) * x.dtype.itemsize for x in leaves)
+
+
+def _own(tree):
+    """Returns the bytes of a tree on each device, as its shardings divide it."""
+
+    def one(x):
+        place = getattr(x, "sharding", None)
+        shape = place.shard_shape(x.shape) if place else x.shape
+        return np.prod(shape, dtype=float) * x.dtype.itemsize
+
+    return sum(map(one, jax.tree.leaves(tree)))
 
 
 def _products(jaxpr):

@@ -30,6 +30,7 @@ def examples(config: Config, source: Any) -> sources.Examples:
 def check_images(images: Any, config: Config) -> None:
     """Raises ValueError where the images are not what the config describes."""
     if isinstance(images, Encoded):
+        images.broken_at_most = config.guard.broken_images
         images.check()
         return
     sample = images[np.arange(1)]

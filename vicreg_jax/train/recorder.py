@@ -19,17 +19,6 @@ from vicreg_jax.data.feed import Feed
 STARVING = 0.1  # share of the time spent waiting for data that is worth a word
 
 
-def check_finite(step: int, values: dict[str, Any]) -> None:
-    """Raises FloatingPointError where the loss or the gradient is not a number."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(values[name]):
-            raise FloatingPointError(
-                f"{name} is {values[name]} at step {step}, the last checkpoint is from"
-                " before; start again in another --workdir with a lower"
-                " optimizer.base_lr"
-            )
-
-
 class Recorder:
     """Writes, shows and judges the metrics of steps.
 
@@ -51,8 +40,11 @@ class Recorder:
     ):
         self._config, self._epoch, self._schedule = config, epoch, schedule
         self._total = config.epochs * epoch
-        self._writer = log.Writer(workdir, step=start, wandb_run=wandb_run)
-        self._bar = log.Bar(total=self._total, done=start)
+        if jax.process_index() == 0:
+            self._writer = log.Writer(workdir, step=start, wandb_run=wandb_run)
+            self._bar = log.Bar(total=self._total, done=start)
+        else:
+            self._writer = self._bar = log.Silent()
         self.say, self.note = self._bar.say, self._bar.note
         # On one device: a singular value decomposition cannot be split.
         self._gather = jax.jit(tuple, out_shardings=sharding.whole(mesh))
@@ -97,11 +89,14 @@ class Recorder:
         step, values = self._waiting
         self._waiting = None
         values = {name: float(x) for name, x in jax.device_get(values).items()}
-        check_finite(step, values)
+        row = values.pop("skipped_in_a_row")
         values |= {"epoch": step / self._epoch, **self._speed(step)}
-        self._writer.write(step, values)
-        self._bar.show(step, values, _terms(values))
-        self._judge(step, values)
+        self._writer.write(step, {k: v for k, v in values.items() if math.isfinite(v)})
+        if row:
+            self.note(f"step {step}: loss or gradient not finite; skipped")
+        else:
+            self._bar.show(step, values, _terms(values))
+            self._judge(step, values)
         if values.get("data_wait", 0.0) > STARVING and not self._starved:
             self._starved = True  # said once
             self.note(

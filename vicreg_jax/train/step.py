@@ -22,14 +22,18 @@ def make_train_step(
     seed: int = 0,
     render: Callable[[Any], tuple[jax.Array, ...]] = tuple,
     batch_sharding: Any = None,
+    state_sharding: Any = None,
     steps: int = 1,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict, tuple[jax.Array, jax.Array]]]:
     """Returns a jitted `(state, batch) -> (state, metrics, outputs)`.
 
-    The step donates the state. Its metrics are the unweighted terms, "loss" (their
-    weighted sum) and "grad_norm"; its outputs are the representation and embedding of
-    the first view. Each view has its own pass and BatchNorm statistics, and running
-    statistics follow in order, as in the authors' code.
+    The step donates the state. Where loss, gradient or update is not finite it leaves
+    parameters, BatchNorm statistics and optimizer as they are, and counts that. Its
+    metrics are the unweighted terms, "loss" (their weighted sum), "grad_norm" and the
+    steps skipped, "skipped_in_a_row" and "skipped_steps"; its outputs are the
+    representation and embedding of the first view. Each view has its own pass and
+    BatchNorm statistics, and running statistics follow in order, as in the authors'
+    code.
 
     Args:
       model: images -> (representation, embedding), such as `models.JointEmbedding`.
@@ -41,6 +45,7 @@ def make_train_step(
         a sequence of them.
       batch_sharding: of the batch, or of its parts; by default the leading axis of
         everything is divided over the mesh.
+      state_sharding: of the state; by default every device holds all of it.
       steps: of one call. With several the batch is (what all of them share, parts of
         leading axes [n, steps]), and metrics and outputs are those of the last.
 
@@ -83,8 +88,16 @@ def make_train_step(
         updates, opt_state = update(grads, state.opt_state, state.params, value=loss)
         params = optax.apply_updates(state.params, updates)
         values = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
-        new = TrainState(state.step + 1, params, batch_stats, opt_state)
-        return new, values, outputs
+        norms = jnp.stack([loss, values["grad_norm"], optax.tree.norm(updates)])
+        good = jnp.all(jnp.isfinite(norms))
+        learned = params, batch_stats, opt_state
+        kept = state.params, state.batch_stats, state.opt_state
+        learned = jax.tree.map(lambda a, b: jnp.where(good, a, b), learned, kept)
+        bad = (~good).astype(jnp.int32)
+        row, total = state.skipped
+        skipped = jnp.stack([(row + 1) * bad, total + bad])
+        values |= {"skipped_in_a_row": skipped[0], "skipped_steps": skipped[1]}
+        return TrainState(state.step + 1, *learned, skipped), values, outputs
 
     def several(state, batch):
         shared, *parts = batch
@@ -101,7 +114,7 @@ def make_train_step(
     whole, split = sharding.whole(mesh), sharding.split(mesh)
     return jax.jit(
         train_step if steps == 1 else several,
-        in_shardings=(whole, batch_sharding or split),
-        out_shardings=(whole, whole, split),
+        in_shardings=(state_sharding or whole, batch_sharding or split),
+        out_shardings=(state_sharding or whole, whole, split),
         donate_argnums=0,
     )

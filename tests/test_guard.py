@@ -1,0 +1,234 @@
+"""Numbers that go wrong and steps that never end: skipped, explained, ended."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_main import environment
+from test_train import SMALL, WEIGHTS, images, records, state_of
+
+from vicreg_jax import models, sharding, train
+from vicreg_jax.train.autopsy import autopsy
+from vicreg_jax.train.watchdog import Watchdog
+
+MODEL = models.JointEmbedding(models.create("digits"), models.Expander((16, 16)))
+GUARD = dict(guard=dict(skipped_steps=2))
+
+
+def batches(n, *, bad=()):
+    """n pairs of views; those of some steps have a pixel that is no number."""
+    views = jax.random.normal(jax.random.key(1), (n, 2, 16, 8, 8, 1))
+    for i in bad:
+        views = views.at[i, 1, 5, 0, 0].set(jnp.nan)
+    return [tuple(pair) for pair in views]
+
+
+def after(steps, tx):
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    step = train.make_train_step(MODEL, tx, weights=WEIGHTS, mesh=mesh)
+    state = state_of(MODEL, tx, steps[0][0])
+    state = jax.device_put(state, sharding.whole(mesh))
+    metrics = []
+    for views in steps:
+        state, values, _ = step(state, views)
+        metrics.append(jax.device_get(values))
+    return jax.device_get(state), metrics
+
+
+@pytest.mark.parametrize("bad", [(1,), (0, 1, 2), (3,)])
+def test_a_step_that_is_not_finite_leaves_no_trace_but_its_count(bad):
+    tx = optax.adam(1e-3)
+    with jax.numpy_dtype_promotion("standard"):  # of optax's Adam
+        skipped, metrics = after(batches(4, bad=bad), tx)
+        clean, _ = after([b for i, b in enumerate(batches(4)) if i not in bad], tx)
+    for name in ("params", "batch_stats", "opt_state"):
+        chex.assert_trees_all_equal(getattr(skipped, name), getattr(clean, name))
+    assert int(skipped.step) == 4 and int(skipped.skipped[1]) == len(bad)
+    row, rows = 0, []
+    for i in range(4):
+        row = row + 1 if i in bad else 0
+        rows.append(row)
+    assert [int(m["skipped_in_a_row"]) for m in metrics] == rows
+
+
+def test_a_run_goes_on_after_a_few_bad_steps_and_counts_them(tmp_path):
+    class Sometimes(nn.Module):
+        """An encoder that a black image brings to infinity."""
+
+        @nn.compact
+        def __call__(self, x, *, train):
+            black = jnp.max(x, axis=(1, 2, 3), keepdims=True) < -0.99
+            x = jnp.where(black, jnp.inf, x)
+            return nn.Dense(12, name="dense")(x.reshape(len(x), -1))
+
+    source = images()
+    source[3] = 0  # once an epoch of four steps; with mean and std 0.5 it is -1
+    config = SMALL | GUARD | dict(augment=dict(jitter=0.0, solarize=(0.0, 0.0)))
+    trained = train.run(config, tmp_path, source=source, encoder=Sometimes())
+    lines = records(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["skipped_steps"] for line in lines][-1] == 2
+    assert int(trained.state.skipped[1]) == 2
+    assert sum("loss" not in line for line in lines) == 2  # what is no number
+    chex.assert_tree_all_finite(trained.state.params)
+
+
+def test_too_many_in_a_row_go_back_once_then_stop_and_spare_the_checkpoint(
+    tmp_path, capsys
+):
+    tx = optax.sgd(lambda step: jnp.where(step < 9, 1e-3, jnp.inf))
+    config = SMALL | GUARD | dict(epochs=4, every=dict(log_steps=1000))
+    with pytest.raises(FloatingPointError) as error:
+        train.run(config, tmp_path, source=images(), tx=tx)
+    said = str(error.value)
+    assert "not finite at step 11, 2 steps in a row; first in the update" in said
+    assert (
+        f"{tmp_path / 'not_finite_11.npz'} has the batch" in said and "\n" not in said
+    )
+    assert capsys.readouterr().err.count("not finite at step 11: back to step 8") == 1
+    with np.load(tmp_path / "not_finite_11.npz") as file:
+        assert file["indices"].shape == (16,) and file["box"].shape == (16, 2, 4)
+    again = train.run(SMALL, tmp_path, source=images(), tx=tx)  # epochs may change
+    assert int(again.state.step) == 8
+    chex.assert_tree_all_finite(again.state.params)
+
+
+def test_without_a_checkpoint_it_stops_at_once(tmp_path):
+    tx = optax.sgd(jnp.inf)
+    with pytest.raises(
+        FloatingPointError, match="not finite at step 2, 2 steps in a r"
+    ):
+        train.run(SMALL | GUARD, tmp_path, source=images(), tx=tx)
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+def variables():
+    view = batches(1)[0][0]
+    found = MODEL.init(jax.random.key(0), view, train=False)
+    return found["params"], found["batch_stats"]
+
+
+def examine(params, views):
+    return autopsy(MODEL, params, variables()[1], views, WEIGHTS)
+
+
+def test_an_autopsy_names_pixels_layer_term_or_gradient():
+    params, _ = variables()
+    views = batches(1, bad=(0,))[0]
+    assert examine(params, views) == "pixels of the second view, batch positions 5"
+    views = batches(1)[0]
+    kernel = params["encoder"]["conv3"]["kernel"]
+    broken = jax.tree.map(lambda p: p, params)
+    broken["encoder"]["conv3"]["kernel"] = kernel.at[0, 0, 0, 0].set(jnp.inf)
+    found = examine(broken, views)
+    assert found.startswith("layer encoder/conv3 of the first view, batch positions 0")
+    # Finite embeddings whose squares are not.
+    large = jax.tree.map(lambda p: p, params)
+    last = large["expander"]["linear1"]
+    last["kernel"] = 1e30 * last["kernel"]
+    found = examine(large, views)
+    assert found.startswith("term ") and "covariance (" in found
+    assert examine(params, views).startswith("the update, or a norm")
+
+
+def test_one_bad_image_is_told_from_the_rest_of_its_batch():
+    params, _ = variables()
+    first = params["encoder"]["conv1"]
+    first["kernel"] = 100 * first["kernel"]
+    view = batches(1)[0][0].at[7].set(1e38)  # finite pixels, infinite activations
+    found = examine(params, (view, view))
+    assert found.startswith("layer encoder/conv1 of the first view, batch positions 7")
+
+
+def test_what_never_beats_again_is_ended_with_its_stacks(tmp_path):
+    code = """if True:
+        import sys, time
+        from pathlib import Path
+        from vicreg_jax.train.watchdog import Watchdog
+
+        def stuck_in_here():
+            time.sleep(100)
+
+        dog = Watchdog(1.0, Path(sys.argv[1]))
+        for _ in range(3):
+            dog.beat()
+        with dog.paused():
+            time.sleep(2.5)  # longer than the limit, but told
+        stuck_in_here()
+    """
+    begin = time.monotonic()
+    command = [sys.executable, "-c", code, str(tmp_path / "stuck.txt")]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=90
+    )
+    assert done.returncode == 75 and time.monotonic() - begin < 80
+    assert (
+        "stuck_in_here" in done.stderr
+        and "stuck_in_here" in (tmp_path / "stuck.txt").read_text()
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("vicreg_jax: no step has finished for ")
+
+
+def test_nothing_is_ended_before_the_second_beat_nor_where_nothing_is_asked(
+    tmp_path, monkeypatch
+):
+    ended = threading.Event()
+    monkeypatch.setattr(Watchdog, "_end", lambda self, waited: ended.set())
+    compiling = Watchdog(0.2, tmp_path / "a")
+    compiling.beat()
+    never = Watchdog(0.0, tmp_path / "b")
+    never.beat()
+    never.beat()
+    assert not ended.wait(1.0)
+    compiling.beat()
+    assert ended.wait(30.0)
+    compiling.close()
+
+
+def test_a_run_whose_data_hangs_is_ended_and_continues(tmp_path):
+    code = """if True:
+        import sys, threading, time
+        import numpy as np
+        from vicreg_jax import train
+
+        class Hanging:
+            def __len__(self):
+                return 64
+
+            def __getitem__(self, indices):
+                Hanging.reads = getattr(Hanging, "reads", 0) + 1
+                if sys.argv[2] == "hang" and Hanging.reads == 10:
+                    threading.Event().wait()
+                return np.zeros((len(indices), 8, 8, 1), np.uint8)
+
+        train.run(
+            dict(
+                epochs=4,
+                data=dict(batch_size=16, image_size=8, mean=(0.5,), std=(0.5,)),
+                model=dict(encoder="digits", expander=(16, 16)),
+                optimizer=dict(warmup_epochs=1),
+                guard=dict(stuck_seconds=2.0),
+            ),
+            sys.argv[1],
+            source=Hanging(),
+        )
+    """
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    how = dict(env=environment(), capture_output=True, text=True, timeout=170)
+    done = subprocess.run([*command, "hang"], **how)
+    assert done.returncode == 75, done.stderr
+    assert "Hanging" in done.stderr or "__getitem__" in done.stderr
+    assert (tmp_path / "stuck_0.txt").exists()
+    done = subprocess.run([*command, "go"], **how)
+    assert done.returncode == 0 and "continuing" in done.stderr, done.stderr
+    steps = [line["step"] for line in records(tmp_path)]
+    assert steps[-1] == 16 and len(set(steps)) == len(steps)

@@ -1,0 +1,191 @@
+"""Runs of several processes through the real entry point, killed and continued."""
+
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+from test_main import (
+    DIGITS,
+    checkpoint_hash,
+    environment,
+    lines,
+    without_times,
+)
+from test_train import SMALL, images
+
+from vicreg_jax import sharding, train
+
+# 4 epochs of 14 steps
+FLAGS = (
+    *(DIGITS, "--config.epochs=4", "--config.optimizer.warmup_epochs=1"),
+    *("--config.model.expander=(16,16)", "--config.data.batch_size=96"),
+    *("--config.every.log_steps=5", "--config.evaluate.draws=0"),
+    "--config.every.checkpoint_epochs=1",
+)
+
+
+def start(workdir, processes, devices, *flags):
+    """Starts the processes of a run on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = [sys.executable, "-m", "vicreg_jax.main", *FLAGS, *flags]
+    command.append(f"--workdir={workdir}")
+    shared = dict(JAX_NUM_CPU_DEVICES=str(devices), NPROC="16")
+    several = processes > 1
+    if several:
+        shared["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+        shared["JAX_NUM_PROCESSES"] = str(processes)
+    return [
+        subprocess.Popen(
+            command,
+            env=environment(
+                **shared, **({"JAX_PROCESS_ID": str(i)} if several else {})
+            ),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(running, timeout=300):
+    """Returns exit statuses and what was said; leaves no process behind."""
+    try:
+        said = [process.communicate(timeout=timeout)[1] for process in running]
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+    return [process.returncode for process in running], said
+
+
+def kill(workdir, running, number, target, who):
+    """Sends a signal to one of the processes once the record has reached a step."""
+    begin = time.monotonic()
+    while time.monotonic() < begin + 240:
+        if any(process.poll() is not None for process in running):
+            return
+        path = workdir / "metrics.jsonl"
+        done = lines(workdir) if path.exists() and path.read_text() else []
+        if done and done[-1]["step"] >= target:
+            running[who].send_signal(number)
+            return
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """An uninterrupted run of two processes with two devices each."""
+    workdir = tmp_path_factory.mktemp("pair") / "run"
+    statuses, said = finish(start(workdir, 2, 2, "--config.evaluate.knn_epochs=4"))
+    assert statuses == [0, 0], said
+    return workdir, said
+
+
+def test_two_processes_train_what_one_trains_and_only_the_first_speaks(pair, tmp_path):
+    workdir, said = pair
+    statuses, told = finish(start(tmp_path, 1, 4, "--config.evaluate.knn_epochs=4"))
+    assert statuses == [0], told
+    one, two = lines(tmp_path), lines(workdir)
+    assert [x["step"] for x in one] == [x["step"] for x in two]
+    for name in ("loss", "invariance", "variance", "covariance", "grad_norm"):
+        # Before rounding has had steps to grow.
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-5), name
+    assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=2e-2)
+    assert abs(two[-1]["knn_top1"] - one[-1]["knn_top1"]) < 10
+    assert "step 56/56" in said[0] and "step" not in said[1]
+
+
+def test_sigterm_to_one_of_two_stops_both_at_one_step_and_they_continue(pair, tmp_path):
+    flags = ("--config.evaluate.knn_epochs=4",)
+    running = start(tmp_path, 2, 2, *flags)
+    kill(tmp_path, running, signal.SIGTERM, 10, 1)
+    statuses, said = finish(running)
+    assert statuses == [0, 0], said
+    assert "stopped and saved at step" in said[0]
+    assert lines(tmp_path)[-1]["step"] < 56
+    statuses, said = finish(start(tmp_path, 2, 2, *flags))
+    assert statuses == [0, 0] and "continuing" in said[0], said
+    assert checkpoint_hash(tmp_path) == checkpoint_hash(pair[0])
+    assert without_times(lines(tmp_path)) == without_times(lines(pair[0]))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes, devices", [(1, 1), (1, 8), (2, 2)])
+def test_a_run_killed_at_random_ends_bit_for_bit_like_an_uninterrupted_one(
+    processes, devices, tmp_path
+):
+    """SIGKILL, mostly; the survivor of two is killed too, as its launcher would."""
+    flags = ("--config.evaluate.probe=True",)
+    statuses, said = finish(start(tmp_path / "whole", processes, devices, *flags))
+    assert set(statuses) == {0}, said
+    chance, killed = random.Random(processes + devices), 0
+    for number in range(60):
+        if killed == KILLS:
+            break
+        workdir = tmp_path / f"{number}"
+        while True:
+            running = start(workdir, processes, devices, *flags)
+            target = -1
+            if killed < KILLS:
+                path = workdir / "metrics.jsonl"
+                done = lines(workdir) if path.exists() and path.read_text() else []
+                target = (done[-1]["step"] if done else 0) + chance.randint(1, 12)
+                kill(workdir, running, signal.SIGKILL, target, 0)
+                time.sleep(chance.random() / 5)
+                for process in running:
+                    process.kill()
+            statuses, said = finish(running)
+            if set(statuses) == {0}:
+                break
+            killed += 1
+        assert checkpoint_hash(workdir) == checkpoint_hash(tmp_path / "whole")
+        a, b = (without_times(lines(x)) for x in (workdir, tmp_path / "whole"))
+        assert a == b
+    assert killed >= KILLS
+
+
+KILLS = 17  # in each of the three settings: 51 in all
+
+
+def test_a_divided_state_trains_what_a_whole_one_trains(tmp_path):
+    config = SMALL | dict(model=dict(encoder="digits", expander=(256, 128)))
+    trained = []
+    for sharded in (False, True):
+        given = config | dict(optimizer=dict(warmup_epochs=1, sharded=sharded))
+        trained.append(train.run(given, tmp_path / str(sharded), source=images()))
+    whole, divided = (x.state.params["expander"]["linear1"]["kernel"] for x in trained)
+    assert whole.sharding.is_fully_replicated
+    assert divided.addressable_shards[0].data.size == divided.size // 8
+    momenta = [
+        x
+        for x in jax.tree.leaves(trained[1].state.opt_state)
+        if getattr(x, "shape", ()) == divided.shape
+    ]
+    assert momenta and not any(x.sharding.is_fully_replicated for x in momenta)
+    a, b = (jax.device_get(x.variables) for x in trained)
+    chex.assert_trees_all_close(a, b, rtol=0, atol=1e-4)  # sums in another order
+    # What was divided continues, on fewer devices too.
+    again = train.run(given | dict(epochs=3), tmp_path / "True", source=images())
+    assert int(again.state.step) == 12
+
+
+def test_small_arrays_and_odd_shapes_stay_whole(mesh):
+    shapes = {
+        "large": np.zeros((128, 256)),
+        "tall": np.zeros((4096, 9)),
+        "odd": np.zeros((999, 77)),
+        "small": np.zeros(64),
+    }
+    found = sharding.divided(mesh, shapes)
+    assert found["large"].spec == jax.sharding.PartitionSpec(None, "data")
+    assert found["tall"].spec == jax.sharding.PartitionSpec("data")
+    assert found["odd"] == found["small"] == sharding.whole(mesh)
