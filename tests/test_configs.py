@@ -56,7 +56,8 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new.params))
     assert z.shape == (b, config.model.expander[-1]) and y.shape[0] == b
-    assert set(metrics) == {"loss", "grad_norm", *vars(config.loss)}
+    skipped = {"skipped_in_a_row", "skipped_steps"}
+    assert set(metrics) == {"loss", "grad_norm", *skipped, *vars(config.loss)}
 
 
 # family -> where the images come from

@@ -3,16 +3,27 @@
 import os
 import signal
 import threading
+from collections.abc import Mapping
 
 # SLURM sends SIGUSR1 ahead of the end where it is told to (--signal=USR1@120).
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def status(environ: Mapping[str, str] = os.environ) -> int:
+    """Returns the exit status of a process that has saved because it was told to stop.
+
+    0: what was asked for has been done. But 143 for those who would take 0 for the end
+    of the run and not start it again: Kubernetes, whose pods may be moved elsewhere,
+    and SkyPilot.
+    """
+    return 143 if {"KUBERNETES_SERVICE_HOST", "SKYPILOT_TASK_ID"} & set(environ) else 0
 
 
 class Stop:
     """Remembers SIGINT, SIGTERM or SIGUSR1 in `signal`; a second one acts at once.
 
     At the end of its context, when all is saved, it raises KeyboardInterrupt after
-    SIGINT, and else SystemExit(0): what was asked for has been done.
+    SIGINT, and else SystemExit with `status`.
 
     Args:
       together: of several processes. The runtime of `jax.distributed` has the SIGTERM
@@ -38,7 +49,7 @@ class Stop:
         if error is None and self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if error is None and self.signal:
-            raise SystemExit(0)
+            raise SystemExit(status())
 
     def _remember(self, number, frame):
         self.signal = number
