@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from vicreg_jax import metrics
 from vicreg_jax.evaluate import logistic
 
 DATA = os.environ.get("VICREG_JAX_TEST_DATA")
@@ -178,7 +179,7 @@ def test_features_of_another_width_are_refused():
 def test_interval_is_that_of_wilson(right, n):
     low, high = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
     # 1.96 for 1.95996.
-    assert logistic.interval(100 * right / n, n) == pytest.approx(
+    assert metrics.interval(100 * right / n, n) == pytest.approx(
         50 * (high - low), rel=1e-4
     )
 
@@ -186,4 +187,4 @@ def test_interval_is_that_of_wilson(right, n):
 @pytest.mark.parametrize(("accuracy", "n"), [(101.0, 5), (-1.0, 5), (50.0, 0)])
 def test_intervals_of_nothing_are_refused(accuracy, n):
     with pytest.raises(ValueError, match=f"got {accuracy} of {n}"):
-        logistic.interval(accuracy, n)
+        metrics.interval(accuracy, n)

@@ -15,8 +15,7 @@ from vicreg_jax.config import Config
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.sources import Splits
 from vicreg_jax.evaluate.features import encode
-
-Z95 = 1.96  # of the normal distribution: an interval of 95 % is the mean +- Z95 errors
+from vicreg_jax.metrics import Z95
 
 
 class Accuracy(NamedTuple):

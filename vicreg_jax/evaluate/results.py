@@ -10,7 +10,7 @@ from rich.table import Table
 
 from vicreg_jax import workdirs
 from vicreg_jax.evaluate.inputs import Inputs
-from vicreg_jax.evaluate.logistic import interval
+from vicreg_jax.metrics import interval
 from vicreg_jax.models.resnet import LAYERS, ResNet
 from vicreg_jax.protocol import Protocol
 

@@ -9,9 +9,8 @@ import numpy as np
 
 from vicreg_jax import fields
 from vicreg_jax.config import Config
+from vicreg_jax.metrics import Z95, interval
 from vicreg_jax.report.records import is_number
-
-Z95 = 1.96  # standard errors on either side that hold 95 % of a normal distribution
 
 
 def settings(config: Config) -> str:
@@ -71,9 +70,7 @@ def half_width(percent: float, tested: Any) -> float | None:
     """
     if not isinstance(tested, int) or tested < 1 or not 0 <= percent <= 100:
         return None
-    p, z = percent / 100, Z95
-    inside = p * (1 - p) / tested + (z / (2 * tested)) ** 2
-    return 100 * z * math.sqrt(inside) / (1 + z**2 / tested)
+    return interval(percent, tested)
 
 
 def few_labels(rows: Sequence[Mapping[str, Any]]) -> str:
