@@ -87,7 +87,7 @@ def read(workdir: Path) -> dict[str, Any] | None:
 def show(content: Mapping[str, Any]) -> None:
     """Prints the table; accuracies with half the width of 95 % binomial intervals."""
     n = content["tested"]
-    out = Table(title=f"{content['name']}: {content['data']}, {n} test images")
+    out = Table()
     out.add_column("")
     out.add_column("per cent", justify="right")
     if content["published"]:
@@ -98,6 +98,8 @@ def show(content: Mapping[str, Any]) -> None:
         half = f" ±{interval(value, n):.1f}" if "top-" in name else ""
         out.add_row(name, f"{value:.1f}{half}", *cells)
     console = Console()
+    title = f"{content['name']}: {content['data']}, {n} test images"
+    console.print(title, highlight=False, markup=False)
     console.print(out)
     for note in content["notes"]:
         console.print(note, highlight=False, markup=False)

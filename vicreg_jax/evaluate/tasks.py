@@ -1,6 +1,8 @@
 """The evaluations by name: from a protocol and a checkpoint to a result on disk."""
 
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -128,22 +130,32 @@ def logistic_regression(protocol, workdir, loaded, found, name):
     a, b = ((x.representations - mean) / scale for x in (train, test))
     candidates, notes = protocol.logistic.c, []
     c = candidates[0]
+    fitted = partial(_fitted, classes=found.classes, notes=notes)
     if len(candidates) > 1:
         everything = np.arange(len(a))
         fit, aside = held_out(everything, train.labels, 0.1, protocol.seed)
         right = []
         for c in candidates:
-            model = logistic.fit(a[fit], train.labels[fit], classes=found.classes, C=c)
+            model = fitted(a[fit], train.labels[fit], c)
             guess = logistic.predict(model, a[aside])
             right.append(100 * np.mean(guess == train.labels[aside]))
         c = candidates[int(np.argmax(right))]
         notes.append(
             f"C = {c:g}, with {max(right):.1f} % of a tenth of the training images"
         )
-    model = logistic.fit(a, train.labels, classes=found.classes, C=c)
+    model = fitted(a, train.labels, c)
     guess = logistic.predict(model, b)
     table = {"top-1": 100 * float(np.mean(guess == test.labels))}
     _finish(protocol, workdir, loaded, found, name, table, notes=notes)
+
+
+def _fitted(x, labels, c, *, classes, notes):
+    """Returns the regression; that it has not converged is worth a note."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        model = logistic.fit(x, labels, classes=classes, C=c)
+    notes += [f"C = {c:g}: {warning.message}" for warning in caught]
+    return model
 
 
 def svm(protocol, workdir, loaded, found, name):
@@ -251,7 +263,7 @@ def _finish(protocol, workdir, loaded, found, name, table, *, task="", notes=())
         name,
         protocol,
         table,
-        data=data.dataset or data.path or data.name,
+        data=data.dataset if data.name == "tfds" else data.path or data.name,
         tested=len(found.test.images),
         step=loaded.step,
         published=results.published(task or protocol.task, loaded.module, found),
