@@ -7,7 +7,7 @@ float32, by cosine similarity, from NumPy to NumPy, on all cores of the processo
 call includes normalizing the bank. The two take turns, so that a busy minute meets
 both: times are medians over the rounds, the ratio is the median of the ratios of each
 round. The peak memory is that of a process of its own, which holds the arrays (0.43
-GB) and calls one of them once. The full run takes about two minutes and 3 GB and
+GB) and calls one of them once. The full run takes about a minute and 3 GB and
 writes results/neighbours.json; --quick prints three rounds and writes nothing.
 """
 

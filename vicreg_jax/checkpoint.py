@@ -1,12 +1,15 @@
-"""Checkpoints of a run: Orbax, with a checksum per array; no other module uses it.
+"""Checkpoints of a run, which cannot be damaged unnoticed; it never computes.
 
 And trained encoders, from a run or from a file of weights.
 """
 
+import contextlib
 import json
+import math
 import os
-import time
-import zlib
+import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,23 +17,31 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 
+from vicreg_jax import checksums, models, processes, store, weights
 from vicreg_jax import config as configs
-from vicreg_jax import models, weights
+from vicreg_jax.processes import all_or_none, one_line
 from vicreg_jax.weights import Loaded
 
 
 class Checkpoints:
     """The checkpoints of one run, each complete or absent; files are written behind.
 
+    The newest two are kept, and the one of the best score. Of several processes each
+    makes the same calls; they share the folder.
+
     Args:
-      folder: absolute path, created where needed.
+      folder: created where needed.
       facts: what must not change between saving and restoring, such as the number of
         training examples.
       read_only: another process may be writing; touch nothing.
+
+    Attributes:
+      note: after `restore`, a line if the state was saved on other devices, or "".
+
+    Raises:
+      OSError: the folder cannot be written to; in one line, as in all methods.
     """
 
     def __init__(
@@ -40,113 +51,212 @@ class Checkpoints:
         facts: Mapping[str, Any] | None = None,
         read_only: bool = False,
     ):
-        level = logging.get_verbosity()
-        if read_only:  # which Orbax would warn of
-            logging.set_verbosity(logging.ERROR)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else 2,
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            read_only=read_only,
-        )
-        self._facts, self._read_only = dict(facts or {}), read_only
-        self._manager = ocp.CheckpointManager(
-            folder, options=options, item_names=("state", "meta")
-        )
-        logging.set_verbosity(level)
+        self.note = ""
+        self._folder = Path(folder).absolute()
+        self._facts = json.loads(json.dumps(dict(facts or {})))  # as they come back
+        self._manager = None
+        if not read_only:
+            _make(self._folder)
+            self._manager = store.manager(
+                self._folder, best=self._best_of, before_rename=self._write_record
+            )
+        self._saving = None  # step, its record, its bytes, bytes free before
+        self._scores = {}
+        for step in self.steps():
+            with contextlib.suppress(ValueError):
+                self._scores[step] = checksums.read(self._folder / str(step))["score"]
 
-    def save(self, step: int, state: Any) -> None:
-        """Starts to save; an earlier save is finished first, a saved step stays."""
-        meta = {"crc32": _checksums(state), "facts": self._facts}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-        )
-        if not self._manager.save(step, args=args) and step not in self.steps():
-            raise RuntimeError(f"Orbax did not save step {step}")
+    def save(self, step: int, state: Any, score: float | None = None) -> None:
+        """Starts to save; an earlier save is finished first, a saved step stays.
+
+        Args:
+          score: how good the state is, the higher the better. Of equals the later
+            counts as the best.
+
+        Raises:
+          OSError: this save or the one before failed; the older checkpoints are whole.
+          ValueError: the score is not finite.
+        """
+        if score is not None and not math.isfinite(score):
+            raise ValueError(f"the score of step {step} is {score}; expected a number")
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        record = {
+            "arrays": checksums.arrays(state),
+            "facts": self._facts,
+            "score": None if score is None else float(score),
+            "devices": processes.devices(),
+        }
+        free = shutil.disk_usage(self._folder).free
+        self._saving = step, record, checksums.size(state), free
+        self._scores[step] = record["score"]
+        with self._explained():
+            store.save(self._manager, step, state)
 
     def steps(self) -> list[int]:
-        """Returns the steps of the checkpoints that there are."""
-        return list(self._manager.all_steps())
+        """Returns the steps of the checkpoints that there are, in order."""
+        names = (path.name for path in self._folder.glob("[0-9]*"))
+        return sorted(int(name) for name in names if name.isdecimal())
 
-    def restore(self, like: Any) -> tuple[int, Any] | None:
+    def best(self) -> int | None:
+        """Returns the step of the best score, None where no checkpoint has one."""
+        return self._best_of(self.steps())
+
+    def preempted(self, step: int) -> bool:
+        """Returns whether all processes are to save now, because one was told to stop.
+
+        Each asks after every dispatch of steps; all get the same answer at the same
+        one. SIGTERM, unless Python handles it, tells a process to stop. False where
+        there is no `jax.distributed`.
+        """
+        del step  # of which a dispatch may do several
+        return processes.preempted()
+
+    def room(self, like: Any) -> str:
+        """Returns a line if the disk cannot hold such checkpoints, or ""."""
+        needed = checksums.size(like) * (3 - len(self.steps()))  # one is being written
+        free = shutil.disk_usage(self._folder).free
+        if needed <= free:
+            return ""
+        return (
+            f"{self._folder} has {free / 1e6:,.1f} MB free, but checkpoints will need"
+            f" {needed / 1e6:,.1f} MB"
+        )
+
+    def restore(self, like: Any, *, step: int | None = None) -> tuple[int, Any] | None:
         """Returns the newest undamaged (step, state), or None where there is none yet.
 
-        Orbax does not notice a flipped bit in array data; the checksums do. A damaged
-        checkpoint is passed over with a warning and renamed, never deleted.
+        A damaged checkpoint is passed over with a warning and renamed; it is deleted
+        when one of that step or a later one has been restored.
 
         Args:
           like: tree of arrays or ShapeDtypeStructs with the wanted shardings.
+          step: only this one, such as `best()`.
 
         Raises:
-          ValueError: there are checkpoints, but none can be used.
+          ValueError: there are checkpoints, but none can be used; or the state has
+            other arrays, which are named, or the facts are others.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._newest(ocp.args.StandardRestore(abstract))
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
+        return self._newest(like, step, part=False)
 
-    def restore_part(self, like: Any) -> tuple[int, Any] | None:
+    def restore_part(
+        self, like: Any, *, step: int | None = None
+    ) -> tuple[int, Any] | None:
         """Returns the newest undamaged (step, part of the state) in host memory.
 
         Args:
           like: nested dict of ShapeDtypeStructs, a part of the state's.
-
-        Raises:
-          ValueError: as `restore`.
+          step: as for `restore`, which also says what is raised.
         """
-        host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-        args = ocp.args.PyTreeRestore(like, restore_args=host, partial_restore=True)
-        return self._newest(args)
+        return self._newest(like, step, part=True)
 
-    def _newest(self, args):
+    def _newest(self, like, only, *, part):
+        self.wait()
+        steps = json.loads(processes.first_line(json.dumps(self.steps()[::-1])))
         reasons = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in steps if only is None else [only]:
+            folder = self._folder / str(step)
             try:
-                found, facts = self._checked(step, args)
-            except Exception as error:  # whatever a damaged file makes Orbax raise
-                reasons[step] = f"step {step}: {' '.join(str(error).split())[:200]}"
+                with all_or_none(_Damaged):
+                    if jax.process_index() == 0:
+                        checksums.check_files(folder)
+                record = checksums.read(folder)
+                checksums.check_fit(folder, record, like, self._facts, part=part)
+                with all_or_none(_Damaged):
+                    state = store.read(folder, like, part=part)
+                    checksums.check_arrays(record, state)
+            except _Damaged as error:
+                reasons[step] = f"step {step}: {error}"
                 logging.warning("checkpoint not usable, %s", reasons[step])
                 continue
-            for name, value in self._facts.items():
-                if facts[name] != value:
-                    raise ValueError(
-                        f"the checkpoints in {self._manager.directory} were made with"
-                        f" {facts[name]} {name}, now there are {value}; choose another"
-                        " --workdir"
-                    )
-            self._set_aside(reasons)
-            return step, found
+            if self._manager:
+                self._set_aside(list(reasons), step)
+            saved, now = record["devices"], processes.devices()
+            self.note = ""
+            if saved != now:
+                self.note = (
+                    f"step {step} was saved on {saved} and is now on {now}: equal to"
+                    " rounding from here on, not bit for bit"
+                )
+            return step, state
         if reasons:
-            folder = self._manager.directory
             raise ValueError(
-                f"no usable checkpoint in {folder} ({'; '.join(reasons.values())});"
-                " restore its files, give back the encoder or optimizer that it was"
-                " trained with, or choose another --workdir"
+                f"no usable checkpoint in {self._folder}"
+                f" ({'; '.join(reasons.values())}); restore its files, or choose"
+                " another --workdir"
             )
         return None
 
-    def _set_aside(self, steps):
-        """Renames checkpoints that are not usable: they would bar newer ones."""
-        if steps and not self._read_only:
-            for step in steps:
-                folder = Path(self._manager.directory) / str(step)
-                folder.rename(folder.with_name(f"damaged_{step}_{time.time_ns()}"))
-            self._manager.reload()
+    def _set_aside(self, damaged, good):
+        """Renames what is not usable: it would bar newer ones. Deletes the outdated."""
+        with all_or_none(OSError):
+            if jax.process_index() == 0:
+                for step in damaged:
+                    aside = self._folder / f"damaged_{step}"
+                    shutil.rmtree(aside, ignore_errors=True)
+                    (self._folder / str(step)).rename(aside)
+                for path in self._folder.glob("damaged_*"):
+                    step = path.name.split("_")[1]
+                    if step.isdecimal() and int(step) <= good:
+                        shutil.rmtree(path, ignore_errors=True)
+        self._manager.reload()
 
-    def _checked(self, step, args):
-        both = ocp.args.Composite(state=args, meta=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=both)
-        wanted, found = restored["meta"]["crc32"], _checksums(restored["state"])
-        damaged = [name for name in found if found[name] != wanted.get(name)]
-        if damaged:
-            raise ValueError(f"checksum of {', '.join(damaged[:3])} is wrong")
-        return restored["state"], restored["meta"]["facts"]
+    def _write_record(self):
+        step, record, *_ = self._saving
+        (draft,) = store.drafts(self._folder, step)
+        checksums.write(draft, record)
+
+    def _best_of(self, steps):
+        scores = [(self._scores.get(step), step) for step in steps]
+        return max((x for x in scores if x[0] is not None), default=(None, None))[1]
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """Raises what fails in a save as one line, and deletes what it left."""
+        try:
+            yield
+        except Exception as error:  # OSError, and what Orbax makes of it
+            step, _, size, free = self._saving
+            self._scores.pop(step, None)
+            if jax.process_index() == 0:
+                store.delete_drafts(self._folder, step)
+            self._manager.reload()
+            code = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore
+            kept = self.steps()[-1:]
+            raise OSError(
+                f"the checkpoint of step {step} could not be written to {self._folder}:"
+                f" {os.strerror(int(code[1])) if code else one_line(error)}; it needs"
+                f" over {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB were free; "
+                + (f"that of step {kept[0]} is whole" if kept else "there is no other")
+            ) from error
 
     def wait(self) -> None:
-        """Returns when nothing is being written any more."""
-        self._manager.wait_until_finished()
+        """Returns when nothing is being written any more; raises as `save`."""
+        if self._saving:
+            with self._explained():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Finishes what is being written and ends its threads."""
-        self._manager.close()
+        """Finishes what is being written, raising as `save`, and ends its threads."""
+        if self._manager:
+            self.wait()
+            self._manager.close()
+
+
+class _Damaged(Exception):
+    """A checkpoint is not usable, on all processes."""
+
+
+def _make(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to: {error.strerror}") from error
 
 
 def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Loaded:
@@ -235,18 +345,3 @@ def _load_run(path, encoder):
         config.data.mean,
         config.data.std,
     )
-
-
-def _checksums(state):
-    """Returns names such as params/encoder/conv1/kernel and their checksums."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): zlib.crc32(_bytes(leaf))
-        for path, leaf in leaves
-    }
-
-
-def _bytes(leaf):
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf).reshape(-1).view(np.uint8)

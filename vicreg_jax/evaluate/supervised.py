@@ -128,6 +128,8 @@ def fit(
         closing.callback(workdirs.list_broken, images, workdir, bar.note)
         if start:
             bar.note(f"continuing {workdir} at step {start} of {total}")
+        if checkpoints.note:
+            bar.note(checkpoints.note)
         bar.say("compiling")
         feed = Feed(make, range(start, total), sharding=split)
         rows = images.reshape(len(images), -1) if held else None

@@ -293,7 +293,7 @@ def _train(
             )
         elif start:
             recorder.note(f"continuing {workdir} at step {start} of {total}")
-        for text in (this.warning, checkpoints.note):
+        for text in (this.warning, checkpoints.note, checkpoints.room(this.like)):
             if text:
                 recorder.note(text)
         recorder.say("compiling")

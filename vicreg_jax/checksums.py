@@ -1,0 +1,165 @@
+"""The record in each checkpoint: checksums of its files and arrays; restores nothing.
+
+Orbax itself does not notice a flipped bit in array data, and casts dtypes silently.
+"""
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+RECORD = "record.json"
+
+
+def arrays(tree: Any) -> dict[str, list]:
+    """Returns {name: [kind, CRC-32 of the values]} of the arrays of a tree.
+
+    Names are like params/encoder/conv1/kernel, kinds like float32[64,3]. The checksum
+    is None for what has no values, and for an array of which other processes hold
+    parts: the checksums of the files stand for it.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): [
+            f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]",
+            _crc32_of_array(leaf),
+        ]
+        for path, leaf in leaves
+    }
+
+
+def size(tree: Any) -> int:
+    """Returns the bytes of the arrays of a tree."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def check_fit(
+    folder: Path,
+    record: Mapping[str, Any],
+    like: Any,
+    facts: Mapping[str, Any],
+    *,
+    part: bool,
+) -> None:
+    """Refuses a checkpoint of something else.
+
+    Args:
+      record: that of the checkpoint in the folder.
+      like: tree of what has a shape and a dtype.
+      facts: what must be as recorded.
+      part: whether the state may have more arrays than are wanted.
+
+    Raises:
+      ValueError: naming the fact, or the first arrays.
+    """
+    for name, value in facts.items():
+        saved = record["facts"].get(name)
+        if saved != value:
+            raise ValueError(
+                f"the checkpoint {folder} was made with {saved} {name}, now there are"
+                f" {value}; choose another --workdir"
+            )
+    saved, wanted, wrong = record["arrays"], arrays(like), []
+    for name, (kind, _) in wanted.items():
+        if name not in saved:
+            wrong.append(f"it has no {name}")
+        elif saved[name][0] != kind:
+            wrong.append(f"{name} is {saved[name][0]} there and now {kind}")
+    if not part:
+        wrong += [f"{name} is only there" for name in saved if name not in wanted]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"the checkpoint {folder} is of something else: {', '.join(wrong[:3])}"
+            f"{more}; give back the encoder or optimizer that it was trained with, or"
+            " choose another --workdir"
+        )
+
+
+def check_arrays(record: Mapping[str, Any], tree: Any) -> None:
+    """Compares what was restored with what was saved, as far as both are known.
+
+    Raises:
+      ValueError: naming the first arrays that differ.
+    """
+    wrong = []
+    for name, (kind, checksum) in arrays(tree).items():
+        saved_kind, saved = record["arrays"][name]
+        if kind != saved_kind or (None not in (checksum, saved) and checksum != saved):
+            wrong.append(name)
+    if wrong:
+        raise ValueError(f"checksum of {', '.join(wrong[:3])} is wrong")
+
+
+def write(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes the record, and in it the checksums of all files below the folder."""
+    files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
+    checksums = {x.relative_to(folder).as_posix(): _crc32_of_file(x) for x in files}
+    record = {**record, "files": checksums}
+    with (folder / RECORD).open("w") as file:
+        json.dump({"record": record, "crc32": _crc32_of_json(record)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Returns the record.
+
+    Raises:
+      ValueError: it is missing or damaged.
+    """
+    try:
+        content = json.loads((folder / RECORD).read_bytes())
+        record, checksum = content["record"], content["crc32"]
+    except OSError as error:
+        raise ValueError(f"{RECORD} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{RECORD} is damaged: {error}") from error
+    if _crc32_of_json(record) != checksum:
+        raise ValueError(f"{RECORD} is damaged: its checksum is wrong")
+    return record
+
+
+def check_files(folder: Path) -> None:
+    """Reads every file of the record.
+
+    Raises:
+      ValueError: the record, or a file, is missing or damaged.
+    """
+    for name, checksum in read(folder)["files"].items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing")
+        if _crc32_of_file(folder / name) != checksum:
+            raise ValueError(f"{name} is damaged: its checksum is wrong")
+
+
+def _crc32_of_array(leaf):
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return None
+    if isinstance(leaf, jax.Array):
+        if leaf.is_fully_replicated:
+            leaf = leaf.addressable_data(0)
+        elif not leaf.is_fully_addressable:
+            return None
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+    return zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8))
+
+
+def _crc32_of_file(path):
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def _crc32_of_json(content):
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

@@ -1,0 +1,136 @@
+"""Orbax as checkpoints use it: how it writes, reads, keeps, waits and what it logs."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+STATE = "state"  # the folder of the arrays, in that of a checkpoint
+
+
+def manager(
+    folder: Path,
+    *,
+    best: Callable[[list[int]], int | None],
+    before_rename: Callable[[], None],
+) -> ocp.CheckpointManager:
+    """Returns a manager that keeps the newest two checkpoints and the best.
+
+    Args:
+      folder: absolute, of all checkpoints. What killed saves have left is deleted.
+      best: returns the step of the best of several checkpoints, if there is one.
+      before_rename: called by process 0 when all files of a checkpoint are written and
+        it does not have its name yet, which is what makes it count.
+    """
+    logging.get_absl_logger().addFilter(_is_ours)
+    if jax.process_index() == 0:  # Orbax would do it in a thread that outlives `close`
+        delete_drafts(folder)
+    return _Manager(
+        folder,
+        item_names=(STATE,),
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=_Keep(best),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=before_rename,
+                barrier_sync_fn=_Barrier(),
+                # Else, where they cannot be made, threads wait for them 20 minutes.
+                create_directories_asynchronously=False,
+            ),
+        ),
+    )
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
+    """Starts to save.
+
+    Raises:
+      RuntimeError: there is a later checkpoint.
+    """
+    args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(state)})
+    if not manager.save(step, args=args):
+        raise RuntimeError("there is a later checkpoint")
+
+
+def drafts(folder: Path, step: int | str = "*") -> list[Path]:
+    """Returns the folders of checkpoints that are not complete."""
+    return list(folder.glob(f"{step}.orbax-checkpoint-tmp*"))
+
+
+def delete_drafts(folder: Path, step: int | str = "*") -> None:
+    """Deletes the folders of checkpoints that are not complete, where it can."""
+    for draft in drafts(folder, step):
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def read(folder: Path, like: Any, *, part: bool) -> Any:
+    """Reads a checkpoint without a look at anything's checksum.
+
+    It waits for no other process, so that one that fails does not stop the others.
+
+    Args:
+      folder: of the checkpoint.
+      like: tree of ShapeDtypeStructs, with the wanted shardings.
+      part: whether it may have fewer arrays than the state, which then come as NumPy
+        arrays.
+    """
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"{own}"
+    )
+    where = ocp.checkpoint_utils.construct_restore_args(like)
+    if part:
+        where = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    args = ocp.args.PyTreeRestore(like, restore_args=where, partial_restore=part)
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        return reader.restore(folder / STATE, args=args)
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step):
+        """Leaves asking to `processes.preempted`: two counts would mix."""
+        return False
+
+
+@dataclasses.dataclass
+class _Keep:
+    """What to keep; Orbax's own policy for the best may lose the newest."""
+
+    best: Callable[[list[int]], int | None]
+
+    def should_preserve(self, checkpoints, *, context):
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-2:], self.best(steps)}
+        return [step in kept for step in steps]
+
+
+class _Barrier:
+    """Orbax's barrier, without the wait of a process whose part of a save failed.
+
+    The others wait for its part, elsewhere and for 20 minutes, as it would here. So it
+    can raise and end; then they are ended too.
+    """
+
+    def __init__(self):
+        self._wait = ocp.multihost.get_barrier_sync_fn()
+        self._saving = self._written = False
+
+    def __call__(self, *, key, timeout_ms):
+        marks = "set_value" in key  # two barriers as a save begins, two as it ends
+        if not marks or not self._saving or self._written:
+            self._wait(key=key, timeout_ms=timeout_ms)
+        if "async_commit_complete" in key:  # between them, if all went well
+            self._written = True
+        if "set_value_end" in key:
+            self._saving, self._written = not self._saving, False
+
+
+def _is_ours(record):
+    """Drops what Orbax logs: what matters of it is raised, in one line."""
+    return "/orbax/" not in record.pathname
