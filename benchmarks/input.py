@@ -23,8 +23,8 @@ of the work, on the device jax finds.
 
 With --loop, all cores: `train.run` with colours on the host and an encoder that looks
 at a few pixels, so that nothing but the input limits it, in turns with the same input
-alone, read batch after batch. Times are of the clock, so let the machine do nothing
-else.
+alone, read batch after batch. Rates are per second of the clock, for which the machine
+must do nothing else, and per processor second, which others lengthen little.
 """
 
 import argparse
@@ -146,16 +146,19 @@ class Glance(nn.Module):
 def measure_loop(files: Encoded, size: int, rounds: int) -> dict:
     """Returns the rates of the train loop and of its input alone, and the machine."""
     count, names = BATCH * LOOP, files.names
-    images = Encoded(  # the files again and again
-        lambda i: files.read(i % len(names)),
-        Names(lambda i: names[i % len(names)], count),
-    )
+    times = []  # of the clock and the processor, after each image read
+
+    def read(index):
+        times.append((time.perf_counter(), time.process_time()))
+        return files.read(index % len(names))
+
+    # The files again and again.
+    images = Encoded(read, Names(lambda i: names[i % len(names)], count))
     settings = dict(
         data=dict(batch_size=BATCH, image_size=size),
         augment=dict(colour="host"),
         model=dict(expander=(16, 16)),
         optimizer=dict(warmup_epochs=0),
-        every=dict(log_steps=WARM),
         epochs=1,
     )
     config = configs.parse(settings)
@@ -165,32 +168,32 @@ def measure_loop(files: Encoded, size: int, rounds: int) -> dict:
     )
 
     def alone():
-        begin = time.perf_counter()
-        for step in range(WARM, LOOP):
+        for step in range(LOOP):
             batches.batch(planner, images, config, step, rows=slice(None))
-        return BATCH * (LOOP - WARM) / (time.perf_counter() - begin)
 
     def loop():
         with tempfile.TemporaryDirectory() as workdir:
             train.run(config, workdir, encoder=Glance(), source=images)
-            lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
-        rates = {x["step"]: x.get("images_per_second") for x in map(json.loads, lines)}
-        counted = [rates[step] for step in range(2 * WARM, LOOP + 1, WARM)]
-        return statistics.harmonic_mean(counted)
 
-    turns = [(alone(), loop()) for _ in range(rounds + 1)][1:]  # the first warms up
-    inputs, loops = (statistics.median(rates) for rates in zip(*turns, strict=True))
-    ratio = statistics.median(loop / alone for alone, loop in turns)
-    rows = {"input alone": round(inputs, 1), "train loop": round(loops, 1)}
-    return {
-        "images": len(names),
-        "size": size,
-        "steps counted": LOOP - WARM,
-        "images per second": rows,
-        "train loop over input alone": round(ratio, 3),
-        "in each round": [round(loop / alone, 3) for alone, loop in turns],
-        **here(images.threads),
-    }
+    def rates(work):
+        """Returns images per second of the clock and of processors."""
+        times.clear()
+        work()
+        first, last = np.array(times)[[-BATCH * (LOOP - WARM), -BATCH]]
+        return BATCH * (LOOP - WARM - 1) / (last - first)
+
+    turns = np.array([(rates(alone), rates(loop)) for _ in range(rounds + 1)])
+    turns = turns[1:]  # the first warms up
+    (alones, loops), ratios = np.median(turns, axis=0), turns[:, 1] / turns[:, 0]
+    result = {"images": len(names), "size": size, "steps": LOOP - WARM - 1}
+    for i, unit in enumerate(("second", "CPU second")):
+        result[f"images per {unit}"] = {
+            "input alone": round(alones[i], 1),
+            "train loop": round(loops[i], 1),
+            "train loop over input alone": round(float(np.median(ratios[:, i])), 3),
+            "in each round": ratios[:, i].round(3).tolist(),
+        }
+    return result | here(images.threads)
 
 
 def measure_arrays(images: np.ndarray, size: int, rounds: int) -> dict:
@@ -264,14 +267,15 @@ def on_device(held, config, canvas, rounds):
     where = dict(size=config.data.image_size, canvas=canvas)
     batch = held.views(np.arange(count), uniforms, batches.policies(config), **where)
     batch = jax.device_put(batch)
-    in_turn = jax.default_backend() == "cpu"
-    render = jax.jit(partial(batches.render, config=config, in_turn=in_turn))
+    on_cpu = jax.default_backend() == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    render = jax.jit(partial(batches.render, config=config, in_turn=on_cpu))
     times = []
     for turn in range(rounds + 1):
-        begin = time.perf_counter()
+        begin = clock()
         jax.block_until_ready(render(batch))
         if turn:  # the first compiles
-            times.append(time.perf_counter() - begin)
+            times.append(clock() - begin)
     return count / statistics.median(times)
 
 

@@ -1,5 +1,6 @@
 """Encoded images: what a folder holds, what is cut out, what happens to broken ones."""
 
+import json
 import struct
 import zlib
 from collections import Counter
@@ -128,9 +129,12 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
 def test_a_run_lists_the_files_that_it_had_to_replace(tmp_path):
     root = pictures(tmp_path / "data", each=10)
     (root / "a" / "7.png").write_bytes(b"")
-    train.run(run_config(root) | dict(epochs=3), tmp_path / "run")
-    listed = (tmp_path / "run" / "broken_files.txt").read_text()
-    assert listed.startswith(f"{root}/a/7.png\tUnidentifiedImageError")
+    for epochs in (3, 5):  # the second continues and finds it again
+        train.run(run_config(root) | dict(epochs=epochs), tmp_path / "run")
+    (line,) = (tmp_path / "run" / "bad_examples.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert found["name"] == f"{root}/a/7.png"
+    assert found["reason"].startswith("UnidentifiedImageError")
 
 
 def run_config(root, **augment):
@@ -307,3 +311,16 @@ def test_each_host_reads_its_share_of_a_batch_and_nothing_else(tmp_path, hosts):
         batches.batch(planner, images, config, 0, rows=rows)
         assert len(reads) - before == share
     assert Counter(reads) == Counter(planner(0).indices.tolist())
+
+
+def test_a_run_with_all_colours_on_the_host_trains_and_refuses_what_it_cannot(tmp_path):
+    root = pictures(tmp_path / "data", each=8)
+    trained = train.run(run_config(root, colour="host"), tmp_path / "run")
+    assert int(trained.state.step) == 2
+    arrays = np.zeros((16, 8, 8, 3), np.uint8)
+    with pytest.raises(ValueError, match="augment.colour"):
+        train.run(run_config(root, colour="host"), tmp_path / "b", source=arrays)
+    with pytest.raises(ValueError, match="cannot rotate or shear"):
+        given = run_config(root, colour="host", rotation=10.0)
+        train.run(given, tmp_path / "c")
+    assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()

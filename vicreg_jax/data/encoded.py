@@ -56,6 +56,7 @@ class Encoded:
         self._pil, self.read = PIL.Image, read
         self.names, self.labels, self.classes = names, labels, classes
         self.broken: dict[int, str] = {}
+        self.broken_at_most = BROKEN_AT_MOST
         self.seconds = dict.fromkeys(("read", "decode", "resize", "colour"), 0.0)
         self._lock = threading.Lock()
         self.threads = threads or cores()
@@ -231,8 +232,8 @@ class Encoded:
         except Exception as error:
             self._note(index, error)
             return False
-        image.close()  # lets go of its own, for the rest of the batch is to come
         fill(pixels, view, out)
+        image.close()  # lets go of its own, for the rest of the batch is to come
         return True
 
     @contextmanager
@@ -288,7 +289,7 @@ class Encoded:
         self.broken[index] = f"{type(error).__name__}: {reason}"
 
     def _refuse_many_broken(self):
-        if len(self.broken) > max(1, BROKEN_AT_MOST * len(self)):
+        if len(self.broken) > max(1, self.broken_at_most * len(self)):
             self._refuse(len(self))
 
     def _refuse(self, tried):
@@ -309,4 +310,8 @@ def cores() -> int:
 def _converted(image, channels):
     if image.mode.startswith(("I", "F")):  # Pillow would clip them to 0..255
         raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        return image.convert(mode)
+    image.load()
+    return image

@@ -1,6 +1,6 @@
 """The twin of `pixels` for the host: one image at a time, no JAX, compiled by Numba.
 
-Everything leaves Python's lock, so threads scale. Pictures are float32 [c, w, h] in
+Its kernels leave Python's lock, so threads scale. Pictures are float32 [c, w, h] in
 [0, 1], a plane for each of one or three channels, turned so that resizing reads and
 writes rows; 8 bits come back at the end, rounded once. What each operation does, and
 from where it is, `pixels` says. They change the picture that they are given.
@@ -151,20 +151,19 @@ def _compile(kernel):
 
 def _axis(length, size, reach, flip):
     """Returns what weighs the pixels of each output pixel, and where they begin."""
-    taps = min(length, math.ceil(2 * reach * max(length / size, 1)))
-    weights = np.empty((size, taps), np.float32)
+    taps = min(length, 2 * math.ceil(reach * max(length / size, 1)))
+    weights = np.zeros((size, taps + taps % 2), np.float32)  # they are used in pairs
     first = np.empty(size, np.int64)
-    _compiled(_weigh)(length, size, reach, flip, weights, first)
+    _compiled(_weigh)(length, size, reach, taps, flip, weights, first)
     return weights, first
 
 
 # Kernels. Numba makes vector code of inner loops over one-dimensional rows.
 
 
-def _weigh(length, size, reach, flip, weights, first):
+def _weigh(length, size, reach, taps, flip, weights, first):
     scale = length / size
     wide = max(scale, 1.0)
-    taps = weights.shape[1]
     for i in range(size):
         centre = (i + 0.5) * scale
         begin = math.floor(centre - reach * wide - 0.5) + 1  # of those within reach
@@ -192,6 +191,7 @@ def _resize(image, top, left, width, rows, first_row, columns, first_column, pic
     channels, size, _ = picture.shape
     n = width * channels
     flat = image.reshape(image.shape[0], -1)
+    begin, last = left * channels, len(image) - 1
     blocks = -(-size // BLOCK)
     band = np.empty((BLOCK, n), np.float32)
     turned = np.empty((n, blocks * BLOCK), np.float32)  # of fewer rows already
@@ -200,12 +200,13 @@ def _resize(image, top, left, width, rows, first_row, columns, first_column, pic
             y = min(block * BLOCK + i, size - 1)
             sums = band[i]
             sums[:] = ZERO
-            for k in range(rows.shape[1]):
-                weight = rows[y, k]
-                at = left * channels
-                source = flat[top + first_row[y] + k, at : at + n]
+            for k in range(0, rows.shape[1], 2):
+                a, b = rows[y, k], rows[y, k + 1]
+                at = top + first_row[y] + k
+                one = flat[at, begin : begin + n]
+                two = flat[min(at + 1, last), begin : begin + n]
                 for j in range(n):
-                    sums[j] += weight * np.float32(source[j])
+                    sums[j] += a * np.float32(one[j]) + b * np.float32(two[j])
         for j in range(n):
             column = turned[j, block * BLOCK : (block + 1) * BLOCK]
             for i in range(BLOCK):
@@ -214,11 +215,12 @@ def _resize(image, top, left, width, rows, first_row, columns, first_column, pic
         for c in range(channels):
             sums = picture[c, x]
             sums[:] = ZERO
-            for k in range(columns.shape[1]):
-                weight = columns[x, k]
-                source = turned[(first_column[x] + k) * channels + c]
+            for k in range(0, columns.shape[1], 2):
+                a, b = columns[x, k], columns[x, k + 1]
+                at = (first_column[x] + k) * channels + c
+                one, two = turned[at], turned[min(at + channels, n - 1)]
                 for j in range(size):
-                    sums[j] += weight * source[j]
+                    sums[j] += a * one[j] + b * two[j]
             for j in range(size):
                 sums[j] = min(max(sums[j], ZERO), ONE)
 
@@ -328,15 +330,29 @@ def _solarize(picture):
 
 def _finish(picture, out):
     channels, width, height = picture.shape
-    tile = np.empty((BLOCK, channels, height), np.uint8)
-    for start in range(0, width, BLOCK):
-        stop = min(start + BLOCK, width)
-        for x in range(start, stop):
+    blocks = -(-width // BLOCK)
+    band = np.empty((BLOCK, height), np.uint32)  # a pixel each: bytes turn slowly
+    pixels = np.empty((height, blocks * BLOCK), np.uint32)
+    for block in range(blocks):
+        for i in range(BLOCK):
+            x = min(block * BLOCK + i, width - 1)
+            column = band[i]
+            column[:] = 0
             for c in range(channels):
-                source, target = picture[c, x], tile[x - start, c]
+                source, shift = picture[c, x], np.uint32(8 * c)
                 for j in range(height):
-                    target[j] = np.uint8(np.int32(source[j] * LEVELS + HALF))
+                    column[j] |= np.uint32(source[j] * LEVELS + HALF) << shift
         for y in range(height):
-            for x in range(start, stop):
-                for c in range(channels):
-                    out[y, x, c] = tile[x - start, c, y]
+            row = pixels[y, block * BLOCK : (block + 1) * BLOCK]
+            for i in range(BLOCK):
+                row[i] = band[i, y]
+    for y in range(height):
+        row, target = pixels[y], out[y].reshape(-1)
+        if channels == 3:
+            for x in range(width):
+                target[3 * x] = np.uint8(row[x] & 255)
+                target[3 * x + 1] = np.uint8((row[x] >> 8) & 255)
+                target[3 * x + 2] = np.uint8(row[x] >> 16)
+        else:
+            for x in range(width):
+                target[x] = np.uint8(row[x])

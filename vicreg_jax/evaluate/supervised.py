@@ -59,6 +59,7 @@ def fit(
         labels = np.asarray(found.train.labels)
         kept, aside = held_out(found.kept, labels, share, protocol.seed)
     images = found.train.images
+    batches.check(images, config)
     planner = _Chosen(kept, protocol, config)
     epoch = planner.steps_per_epoch
     total = protocol.epochs * epoch

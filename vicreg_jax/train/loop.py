@@ -167,6 +167,7 @@ def _prepare(config, encoder, source, tx):
     examples = parts.examples(config, source)
     images = examples.images
     parts.check_images(images, config)
+    batches.check(images, config)
     monitor.check(examples, config)
     planner = plan.Planner(
         seed=config.seed,
