@@ -158,10 +158,12 @@ def test_what_jax_cannot_start_is_one_line(monkeypatch):
 
 def test_jax_marks_the_environment_where_there_are_tpu_chips():
     command = "import jax, os; print(os.environ.get('TPU_ML_PLATFORM'))"
+    clean = environment()
+    clean.pop("TPU_ML_PLATFORM", None)  # TensorFlow, in this process, may have set it
     for changes, expected in (({}, "None"), ({"JAX_FORCE_TPU_INIT": "1"}, "JAX")):
         found = subprocess.run(
             [sys.executable, "-c", command],
-            env=environment(**changes),
+            env=clean | changes,
             capture_output=True,
             text=True,
             timeout=60,

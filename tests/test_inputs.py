@@ -107,6 +107,29 @@ def test_a_list_of_file_names_chooses_the_images(tmp_path):
         listed(names, "nowhere.txt")
 
 
+def test_a_name_of_two_images_is_no_choice(tmp_path):
+    (tmp_path / "list.txt").write_text("cat/1.jpg\n")
+    with pytest.raises(ValueError, match="1 names in .* are of several training"):
+        listed(["cat/1.jpg", "dog/1.jpg"], str(tmp_path / "list.txt"))
+
+
+def test_the_only_image_of_a_class_is_not_held_out():
+    train, aside = held_out(np.arange(5), np.array([0, 0, 0, 1, 0]), 0.5, seed=0)
+    assert 3 in train and len(aside) == 2
+
+
+def test_test_images_that_a_run_did_not_see_stay_unseen():
+    hidden = configs.parse(
+        dict(data=dict(name="digits", validation=True, mean=(0.0,), std=(1.0,)))
+    )
+    found = load(protocol(), hidden)
+    assert len(found.train.images) == 1077 and len(found.test.images) == 360
+    seen = load(protocol(), RUN)
+    assert not np.array_equal(found.test.images, seen.test.images)
+    # Asked for by name, the data is the data.
+    assert len(load(protocol(data=dict(name="digits")), hidden).train.images) == 1437
+
+
 def test_a_list_may_be_a_url(tmp_path):
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -130,6 +153,12 @@ def test_refusals(tmp_path):
     cases = [
         (dict(), None, "config.data.name is empty, and the checkpoint does not say"),
         (dict(path=train), RUN, "but data.name is empty; did you mean data.name=fo"),
+        (dict(), configs.Config(), "the images of the run were fake, or a source of"),
+        (
+            dict(name="folder", path=train, shorter_side=20),
+            None,
+            "config.data.shorter_side 20 is less than the image size 224",
+        ),
         (
             dict(name="folder", path=train, test_path=other),
             None,

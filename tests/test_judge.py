@@ -64,6 +64,18 @@ def test_a_finished_evaluation_is_only_shown_and_another_is_refused(run):
     assert "knn.neighbours was [3], is [1, 20, 200]" in other.stderr
 
 
+def test_a_result_of_an_older_checkpoint_is_not_taken_for_the_new_one(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "eval", ignore_errors=True)
+    three = "--config.knn.neighbours=(3,)"
+    assert judge("knn", tmp_path / "run", three).returncode == 0
+    more = (DIGITS, f"--workdir={tmp_path / 'run'}", *TINY, "--config.evaluate.draws=0")
+    assert main(*more, "--config.epochs=5").returncode == 0
+    done = judge("knn", tmp_path / "run", three)
+    assert done.returncode == 2
+    assert "has the result of step 56, the checkpoint is now at step 70" in done.stderr
+
+
 def test_linear_evaluation_and_fine_tuning_leave_results_and_a_record(run):
     bank = ("--config.head.rates=(0.1,1.0)", "--config.epochs=3")
     done = judge("linear_cifar", run, *bank)
@@ -181,6 +193,10 @@ MISTAKES = {
     "no_blocks": (
         ("linear_bank", "RUN", "--config.epochs=1"),
         "config.head.layers asks for the last 2 residual blocks; the encoder has 0",
+    ),
+    "no_data": (
+        ("places205", "RUN"),
+        "config.data.path is empty; data.name 'folder' needs the folder of images there",
     ),
     "path_without_name": (
         ("knn", "RUN", "--config.data.path=FOLDER"),

@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from pathlib import Path
 
 import chex
 import flax.linen as nn
@@ -259,6 +260,8 @@ def test_run_refuses_before_it_writes(change, message, tmp_path):
 def test_run_refuses_a_bucket_and_a_file_as_workdir(tmp_path):
     with pytest.raises(ValueError, match="must be a folder.*got gs://b/run"):
         train.run(SMALL, "gs://b/run", source=images())
+    with pytest.raises(ValueError, match="a folder, of a mounted bucket"):
+        train.run(SMALL, Path("gs://b/run"), source=images())
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(ValueError, match="file cannot be made: File exists"):

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from vicreg_jax import sharding
 
 
-def mesh(batch_size: int) -> Mesh:
-    """Returns the mesh of all devices, over which a batch can be divided.
+def mesh(batch_size: int = 0) -> Mesh:
+    """Returns the mesh of all devices, over which a batch, if any, can be divided.
 
     Raises:
       ValueError: the batch cannot, jax does not start, or it overlooks a GPU.

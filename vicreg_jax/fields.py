@@ -87,6 +87,8 @@ def _build(kind, given, prefix, root):
     values = {}
     for name, value in given.items():
         check_name(prefix + name, [root])
+        if name not in hints:
+            raise ValueError(f"config.{prefix}{name}: give nested mappings, not dots")
         wanted = hints[name]
         if dataclasses.is_dataclass(wanted):
             values[name] = _build(wanted, value, f"{prefix}{name}.", root)

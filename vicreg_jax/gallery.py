@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicreg_jax import checkpoint
+from vicreg_jax import checkpoint, devices
 from vicreg_jax.data import batches, plan, sources, views
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.evaluate import encode
@@ -25,8 +25,14 @@ def gallery(run: Path) -> Gallery:
       FileNotFoundError: there is no run, or it has saved nothing yet.
       ValueError: its data cannot be read.
     """
+    devices.mesh()
     loaded = checkpoint.load(run)
     config, data = loaded.config, loaded.config.data
+    if data.name == "fake":
+        raise ValueError(
+            f"the images of {run} were fake, or a source of its user's; `report.write`"
+            " from Python makes the page without pictures"
+        )
     splits = sources.load(data, seed=config.seed)
     images, labels = splits.test or splits.train
     n = len(images)

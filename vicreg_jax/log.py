@@ -60,8 +60,6 @@ class Writer:
         self._file.close()
         if self._board:
             self._board.close()
-        if self._wandb:
-            self._wandb.finish()
 
 
 class Silent:

@@ -6,6 +6,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -14,6 +15,7 @@ from rich.progress import Progress
 
 from vicreg_jax import (
     checkpoint,
+    devices,
     distributed,
     evaluate,
     export,
@@ -47,14 +49,15 @@ def pretrain(config: configs.Config, workdir: Path) -> None:
     evaluate.check_installed()
     splits = sources.load(config.data, seed=config.seed)
     evaluate.check(splits, config)
-    trained = train.run(config, workdir, source=splits.train.images)
+    trained = train.run(config, workdir, source=splits.train)
     encoders = {
         "untrained encoder": train.untrained(config),
         "VICReg": trained.variables,
     }
     table = evaluate.few_labels(splits, trained.encoder, encoders, config)
-    evaluate.save(table, workdir / "few_labels.json")
-    evaluate.show(table)
+    if jax.process_index() == 0:  # all have computed it, with all devices
+        evaluate.save(table, workdir / "few_labels.json")
+        evaluate.show(table)
 
 
 def prepare(config: configs.Config, workdir: Path) -> None:
@@ -125,6 +128,7 @@ def write_report(given: protocol.Protocol) -> None:
 
 def write_export(given: protocol.Protocol, folder: Path) -> None:
     """Writes an encoder for others, and checks what they would compute with it."""
+    devices.mesh()
     loaded, options = checkpoint.load(given.checkpoint), given.export
     size = loaded.config.data.image_size if loaded.config else 224
     size = options.image_size or size

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ def claim(
     Args:
       schema: the module of the config, `config` or `protocol`.
     """
-    if "://" in str(workdir):
+    if re.match(r"\w{2,}:/", str(workdir)):  # a Path has lost the second slash
         raise ValueError(
             f"the workdir must be a folder, of a mounted bucket perhaps; got {workdir}"
         )

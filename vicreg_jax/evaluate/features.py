@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vicreg_jax import sharding, workdirs
+from vicreg_jax import processes, sharding, workdirs
 from vicreg_jax.config import Data
 from vicreg_jax.data import pixels
 from vicreg_jax.data.encoded import Encoded
@@ -85,25 +85,35 @@ def stream(
 
     see = _see(apply, data, mesh)
 
-    own = sharding.rows(size)
+    own, failed = sharding.rows(size), []
 
     def make(step):
         chosen = rows[step * size : (step + 1) * size]
         chosen = np.pad(chosen, (0, size - len(chosen)), mode="edge")[own]
         if not isinstance(images, Encoded):
             return images[chosen]
-        return images.centres(
-            chosen,
-            size=data.image_size,
-            shorter=shorter_side or round(data.image_size * 8 / 7),
-            channels=len(data.mean),
-        )
+        try:
+            return images.centres(
+                chosen,
+                size=data.image_size,
+                shorter=shorter_side or round(data.image_size * 8 / 7),
+                channels=len(data.mean),
+            )
+        except ValueError as error:
+            failed.append(error)
+            shape = (data.image_size, data.image_size, len(data.mean))
+            return np.zeros((len(chosen), *shape), np.uint8)
 
     variables = jax.jit(lambda tree: tree, out_shardings=whole)(variables)
     stop = -(-len(rows) // size)
     for step, batch in Feed(make, range(stop), sharding=split):
+        if failed and jax.process_count() == 1:
+            raise failed[0]
         kept = min(size, len(rows) - step * size)  # the rest repeats the last image
         yield jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], see(variables, batch))
+    with processes.all_or_none(ValueError):  # one that left early would bar the others
+        if failed:
+            raise failed[0]
 
 
 def extract(
@@ -139,7 +149,7 @@ def extract(
     folder.mkdir(parents=True, exist_ok=True)
     facts = dict(
         source=source,
-        variables=_checksum(variables),
+        variables=checksum(variables),
         rows=zlib.crc32(np.ascontiguousarray(rows, np.int64)),
         images=len(rows),
         data=[data.name, data.path, data.dataset, data.split],
@@ -213,7 +223,8 @@ def _whole_views(images, data):
     return pixels.normalize(views, mean=data.mean, std=data.std)
 
 
-def _checksum(tree):
+def checksum(tree: Any) -> int:
+    """Returns the CRC-32 of all arrays of a tree."""
     value = 0
     for leaf in jax.tree.leaves(tree):
         value = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8), value)

@@ -1,6 +1,7 @@
 """What an encoder is judged on: which images and labels; it never reads a pixel."""
 
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vicreg_jax.config import Augment, Config, Data
+from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data
 from vicreg_jax.data import sources
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.sources import Examples
@@ -64,6 +65,11 @@ def inputs(
             if split is not None:
                 _check_labels(split, name, count)
     size = config.data.image_size
+    if 0 < given.shorter_side < size:
+        raise ValueError(
+            f"config.data.shorter_side {given.shorter_side} is less than the image size"
+            f" {size}; the centre would not fill it"
+        )
     return Inputs(
         config=config,
         train=train,
@@ -129,7 +135,18 @@ def batch_config(protocol, trained, *, mean, std) -> Config:
             f"config.data.path is {given.path!r}, but data.name is empty; did you mean"
             " data.name=folder?"
         )
+    if given.name in NEEDS_PATH and not given.path:
+        raise ValueError(
+            f"config.data.path is empty; data.name {given.name!r} needs"
+            f" {NEEDS_PATH[given.name]} there (the first lines of the config file say"
+            " where its images come from)"
+        )
     where = given if given.name else own
+    if where.name == "fake":
+        raise ValueError(
+            "the images of the run were fake, or a source of its user's; give"
+            " config.data.name and config.data.path"
+        )
     crop = protocol.augment
     augment = Augment(
         crop_scale=crop.crop_scale,
@@ -142,6 +159,7 @@ def batch_config(protocol, trained, *, mean, std) -> Config:
         path=where.path,
         dataset=where.dataset,
         split=where.split,
+        validation=not given.name and own.validation,
         batch_size=given.batch_size,
         image_size=given.image_size or own.image_size,
         mean=mean,
@@ -169,7 +187,9 @@ def held_out(kept: np.ndarray, labels: np.ndarray, share: float, seed: int):
     """Returns (kept without some, those): a share of each class, drawn by the seed."""
     if not share:
         return kept, kept[:0]
-    out = balanced(labels[kept], share, seed, purpose=4)
+    own = labels[kept]
+    out = balanced(own, share, seed, purpose=4)
+    out = out[np.bincount(own)[own[out]] > 1]  # the only image of a class is trained on
     rest = np.ones(len(kept), bool)
     rest[out] = False
     return kept[rest], kept[out]
@@ -214,6 +234,13 @@ def listed(names: Any, path: str) -> np.ndarray:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"config.data.names: {path} cannot be read: {error}") from None
     wanted = [Path(line.strip()).name for line in text.splitlines() if line.strip()]
+    counts = Counter(Path(name).name for name in names)
+    twice = [name for name in wanted if counts[name] > 1]
+    if twice:
+        raise ValueError(
+            f"config.data.names: {len(twice)} names in {path} are of several training"
+            f" images each, such as {', '.join(twice[:3])}"
+        )
     where: Mapping[str, int] = {Path(name).name: i for i, name in enumerate(names)}
     missing = [name for name in wanted if name not in where]
     if missing or not wanted:
@@ -235,15 +262,20 @@ def _check_channels(examples, channels):
 
 
 def _check_labels(examples, name, count):
-    if examples.labels is None or not isinstance(examples.labels, np.ndarray):
-        return  # those of records are read with the images
     labels = examples.labels
+    if labels is None:
+        return
+    everything = isinstance(labels, np.ndarray)
+    if not everything:  # each is read with its image
+        labels = labels[
+            np.linspace(0, len(labels) - 1, min(64, len(labels))).astype(int)
+        ]
     if labels.min() < 0 or labels.max() >= count:
         raise ValueError(
             f"{name} labels are from {labels.min()} to {labels.max()}; expected 0 to"
             f" {count - 1}, as the training images have {count} classes"
         )
-    empty = sorted(set(range(count)) - set(labels.tolist()))
+    empty = sorted(set(range(count)) - set(labels.tolist())) if everything else []
     if empty and name == "training":
         raise ValueError(
             f"{len(empty)} of {count} classes have no {name} image, such as class"

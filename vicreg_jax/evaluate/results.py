@@ -40,6 +40,9 @@ def published(task: str, module: Any, found: Inputs) -> dict[str, float]:
     tested = len(found.test.images) if found.test else 0
     if (found.classes, tested) != IMAGENET or not isinstance(module, ResNet):
         return {}
+    part = len(found.kept) < len(found.train.images)
+    if part and not task.startswith("finetune"):
+        return {}
     names = [name for name, layers in LAYERS.items() if layers == module.layers]
     return PUBLISHED.get((task, names[0], module.width), {}) if names else {}
 
@@ -99,6 +102,8 @@ def show(content: Mapping[str, Any]) -> None:
         out.add_row(name, f"{value:.1f}{half}", *cells)
     console = Console()
     title = f"{content['name']}: {content['data']}, {n} test images"
+    if content["step"] is not None:
+        title += f", checkpoint of step {content['step']}"
     console.print(title, highlight=False, markup=False)
     console.print(out)
     for note in content["notes"]:

@@ -18,7 +18,7 @@ from vicreg_jax.data import batches, plan, views
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.evaluate import heads
-from vicreg_jax.evaluate.features import stream
+from vicreg_jax.evaluate.features import checksum, stream
 from vicreg_jax.evaluate.inputs import Inputs, held_out
 from vicreg_jax.protocol import Protocol
 from vicreg_jax.state import TrainState
@@ -42,8 +42,8 @@ def fit(
     encoder: nn.Module,
     variables: Any,
     found: Inputs,
-) -> Outcome | None:
-    """Trains, or continues, and tests; returns None when it was told to stop.
+) -> Outcome:
+    """Trains, or continues, and tests.
 
     The task "linear" trains a bank of heads on the frozen encoder in inference mode;
     "finetune" trains encoder and head, all in train mode.
@@ -115,9 +115,8 @@ def fit(
 
     with ExitStack() as closing:
         stop = closing.enter_context(Stop())
-        checkpoints = Checkpoints(
-            workdir.absolute() / "checkpoints", facts={"examples": len(kept)}
-        )
+        facts = {"examples": len(kept), "encoder": checksum(variables)}
+        checkpoints = Checkpoints(workdir.absolute() / "checkpoints", facts=facts)
         closing.callback(checkpoints.close)
         start, state = checkpoints.restore(shapes) or (0, None)
         state = begin(variables) if state is None else state
@@ -129,6 +128,9 @@ def fit(
         closing.callback(workdirs.list_broken, images, workdir, bar.note)
         if start:
             bar.note(f"continuing {workdir} at step {start} of {total}")
+        elif len(aside):  # a file that cannot be read is found now, not at the end
+            bar.say("reading the images held out")
+            judge(state, found.train, aside)
         if checkpoints.note:
             bar.note(checkpoints.note)
         bar.say("compiling")
@@ -166,7 +168,7 @@ def fit(
             if stopped:
                 checkpoints.wait()
                 bar.note(f"stopped at step {step} of {total}; the same command goes on")
-                return None
+                return None  # which nobody sees: Stop raises what ends the process
         chosen, valid = 0, None
         if len(aside):
             bar.say("choosing on the images held out")
@@ -255,7 +257,8 @@ class _Frozen:
             nesterov=head.nesterov,
         )
         new = TrainState(state.step + 1, params, stats, momenta)
-        return new, {"loss": jnp.min(each), "rate_factor": rate}
+        # A head whose rate is too high does not stop the others.
+        return new, {"loss": jnp.nanmin(each), "rate_factor": rate}
 
     def predict(self, everything, images):
         variables, params, stats = everything

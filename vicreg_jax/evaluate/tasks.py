@@ -44,6 +44,7 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
       ValueError, FileNotFoundError: what is wrong with the checkpoint, the data or the
         workdir, before anything is written.
     """
+    devices.mesh()
     if jax.process_count() > 1:
         raise ValueError(
             f"an evaluation is one process, with all its devices; jax.distributed has"
@@ -56,6 +57,11 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
         need_labels(found)
     workdir = workdirs.claim(workdir, protocol, schema=protocols)
     finished = results.read(workdir)
+    if finished and finished["step"] != loaded.step:
+        raise ValueError(
+            f"{workdir} has the result of step {finished['step']}, the checkpoint is"
+            f" now at step {loaded.step}; choose another --workdir, or remove it"
+        )
     if finished:
         results.show(finished)
         return
@@ -65,8 +71,6 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
 
 def linear(protocol, workdir, loaded, found, name):
     outcome = supervised.fit(protocol, workdir, loaded.module, loaded.variables, found)
-    if outcome is None:
-        return
     bank = heads.combinations(protocol.head)
     test = _top(outcome.test[outcome.chosen], found)
     notes = []
@@ -92,21 +96,19 @@ def linear(protocol, workdir, loaded, found, name):
 
 
 def knn(protocol, workdir, loaded, found, name):
-    train, test = _both(workdir, loaded, found)
-    given, mesh = protocol.knn, devices.mesh(features.BATCH)
-    few = min(given.neighbours), len(train.labels)
-    ks = tuple(k for k in given.neighbours if k <= few[1])
-    if not ks:
+    given, mesh = protocol.knn, devices.mesh()
+    if max(given.neighbours) > len(found.kept):
         raise ValueError(
-            f"config.knn.neighbours asks for {few[0]} or more; there are {few[1]}"
-            " training images"
+            f"config.knn.neighbours asks for {max(given.neighbours)}; there are"
+            f" {len(found.kept)} training images"
         )
+    train, test = _both(workdir, loaded, found)
     right = neighbours.accuracy(
         test.representations,
         test.labels,
         train.representations,
         train.labels,
-        neighbours=ks,
+        neighbours=given.neighbours,
         temperature=given.temperature,
         mesh=mesh,
         classes=found.classes,
@@ -230,7 +232,7 @@ def _extract(workdir, part, loaded: Loaded, found: Inputs, *, apply=None) -> Fea
             workdir / "features" / part,
             rows=rows,
             shorter_side=found.shorter_side,
-            mesh=devices.mesh(features.BATCH),
+            mesh=devices.mesh(),
             source=loaded.source,
             progress=lambda done: bar.update(task, completed=done),
         )

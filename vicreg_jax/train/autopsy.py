@@ -89,6 +89,7 @@ def _in_order(tree, path=()):
 
 
 def _rows(x):
+    x = jnp.atleast_1d(x)
     good = jnp.all(jnp.isfinite(x.reshape(len(x), -1)), axis=1)
     return np.flatnonzero(~np.asarray(good)).tolist()
 

@@ -98,6 +98,8 @@ def run(
                 print(f"{workdir} has finished its {start} steps", file=sys.stderr)
             return Trained(this.model.encoder, parts.encoder_variables(state), state)
         wandb_run = start_wandb(workdir, fields.flat(config)) if lead else None
+        if wandb_run:
+            closing.callback(wandb_run.finish)
         watchdog = Watchdog(
             config.guard.stuck_seconds,
             workdir / f"stuck_{jax.process_index()}.txt",

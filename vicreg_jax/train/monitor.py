@@ -117,6 +117,10 @@ def nearest_neighbours(
     labels = np.asarray(examples.labels)
     queries = balanced(labels, min(0.1, QUERIES / len(labels)), config.seed, purpose=5)
     others = np.setdiff1d(np.arange(len(labels)), queries)
+    if not len(others):
+        raise ValueError(
+            "config.evaluate.knn_epochs needs two images or more of a class"
+        )
     share = min(1.0, BANK / len(others))
     bank = others[balanced(labels[others], share, config.seed, purpose=6)]
     apply = partial(encoder.apply, train=False)

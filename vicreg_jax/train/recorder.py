@@ -110,7 +110,9 @@ class Recorder:
 
     def _judge(self, step, values):
         weights = asdict(self._config.loss)
-        verdict = metrics.judge(self._writer.first, values, weights)
+        first = self._writer.first  # that of a skipped step lacks what was no number
+        first = first if "embedding_std" in first else values
+        verdict = metrics.judge(first, values, weights)
         if step == self._epoch or verdict.healthy != self._healthy:
             word = "healthy" if verdict.healthy else "NOT healthy"
             self.note(f"health at step {step}: {word}: {verdict.reason}")

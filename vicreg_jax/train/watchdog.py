@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MEDIANS = 20  # a step may take as many times the median of the latest
@@ -48,9 +48,9 @@ class Watchdog:
         try:
             yield
         finally:
-            self._paused -= 1
             if self._last is not None:
-                self._last = time.monotonic()
+                self._last = time.monotonic()  # before the thread may look again
+            self._paused -= 1
 
     def close(self) -> None:
         self._closed.set()
@@ -65,9 +65,11 @@ class Watchdog:
                 self._end(waited)
 
     def _end(self, waited):
-        with self._path.open("w") as file:
-            for out in (file, sys.stderr):
-                faulthandler.dump_traceback(out, all_threads=True)
+        # Whatever else is stuck, such as the file system.
+        threading.Timer(30, os._exit, [STATUS]).start()
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        with suppress(OSError), self._path.open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
         print(
             f"vicreg_jax: no step has finished for {waited:.0f} s; the stacks of all"
             f" threads are in {self._path}; start again, the run continues at its last"
