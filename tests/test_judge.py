@@ -196,7 +196,7 @@ MISTAKES = {
     ),
     "no_data": (
         ("places205", "RUN"),
-        "config.data.path is empty; data.name 'folder' needs the folder of images there",
+        "config.data.path is empty; data.name 'folder' needs the folder of images",
     ),
     "path_without_name": (
         ("knn", "RUN", "--config.data.path=FOLDER"),
