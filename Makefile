@@ -1,5 +1,5 @@
 # make demo   pretrain on handwritten digits, evaluate, write a report
-# make test   style, imports and the whole test suite
+# make test   style, imports and the test suite, but for what is marked slow or long
 # Both set up everything in .venv first. PYTHON=... chooses the interpreter.
 
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))

@@ -138,6 +138,7 @@ def test_detectron2_takes_no_expander():
         convert.to_detectron2(variables)
 
 
+@pytest.mark.slow
 def test_twelve_steps_of_the_authors_code_are_reproduced(float64):
     golden = np.load(GOLDEN / "trajectory_a.npz")
     second = np.load(GOLDEN / "trajectory_b.npz")["views"]

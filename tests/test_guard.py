@@ -180,6 +180,7 @@ def test_what_never_beats_again_is_ended_with_its_stacks(tmp_path):
     assert last.startswith("vicreg_jax: no step has finished for ")
 
 
+@pytest.mark.slow
 def test_nothing_is_ended_before_the_second_beat_nor_where_nothing_is_asked(
     tmp_path, monkeypatch
 ):

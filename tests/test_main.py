@@ -183,6 +183,7 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(
     assert without_times(lines(tmp_path)) == without_times(lines(workdir))
 
 
+@pytest.mark.slow
 def test_eight_virtual_devices_neither_hang_nor_change_the_result(whole_run, tmp_path):
     workdir, _ = whole_run
     flags = [flag.replace("=100", "=96") for flag in TINY]
@@ -198,6 +199,7 @@ def test_eight_virtual_devices_neither_hang_nor_change_the_result(whole_run, tmp
     assert eight[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_the_demo_beats_raw_pixels_on_images_that_its_recipe_was_chosen_on(tmp_path):
     # Not the test split: that is for the demo itself.
     done = main(DIGITS, "--config.data.validation=True", f"--workdir={tmp_path}")

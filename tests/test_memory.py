@@ -126,3 +126,14 @@ def test_the_memory_of_this_machine_is_known():
     with open("/proc/meminfo") as file:
         kilobytes = int(file.readline().split()[1])
     assert total == pytest.approx(1024 * kilobytes, rel=0.01)
+
+
+def test_the_peak_of_a_device_is_recorded_where_it_is_counted(monkeypatch):
+    assert memory.peak() == {}  # a CPU does not count
+
+    class Device:
+        def memory_stats(self):
+            return {"peak_bytes_in_use": 2_500_000_000}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    assert memory.peak() == {"memory_peak_gb": 2.5}

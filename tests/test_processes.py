@@ -90,6 +90,7 @@ def pair(tmp_path_factory):
     return workdir, said
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains_and_only_the_first_speaks(pair, tmp_path):
     workdir, said = pair
     statuses, told = finish(start(tmp_path, 1, 4, "--config.evaluate.knn_epochs=4"))
@@ -104,6 +105,7 @@ def test_two_processes_train_what_one_trains_and_only_the_first_speaks(pair, tmp
     assert "step 56/56" in said[0] and "step" not in said[1]
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_stops_both_at_one_step_and_they_continue(pair, tmp_path):
     flags = ("--config.evaluate.knn_epochs=4",)
     running = start(tmp_path, 2, 2, *flags)

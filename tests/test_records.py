@@ -143,6 +143,7 @@ def encoded(tmp_path):
 
 def shards(root, data, key, each=5):
     """Writes the files of a data set, the last one first."""
+    root.mkdir(exist_ok=True)
     for i in reversed(range(0, len(data), each)):
         rows = [tf_example({key: x, "label": 0}) for x in data[i : i + each]]
         write(root / f"train-{i // each}", rows)
@@ -236,4 +237,14 @@ def test_records_without_an_image_are_refused_with_what_they_hold(tmp_path):
 def test_load_reads_the_records_that_the_config_names(tmp_path, encoded):
     data = Data(name="tfrecord", path=shards(tmp_path, encoded[1], "image"))
     train, test = sources.load(data, seed=0)
-    assert len(train.images) == 12 and train.labels is None and test is None
+    assert len(train.images) == 12 and test is None
+    assert np.asarray(train.labels).tolist() == [0] * 12
+    more = shards(tmp_path / "more", encoded[1][:4], "image")
+    _, test = sources.load(data, seed=0, test_path=more)
+    assert len(test.images) == 4 and test.labels[2] == 0
+
+
+def test_records_without_a_label_have_none(tmp_path, encoded):
+    rows = [tf_example({"image": x}) for x in encoded[1][:3]]
+    write(tmp_path / "train-0", rows)
+    assert tfrecords(f"{tmp_path}/train-*").labels is None

@@ -121,9 +121,16 @@ def test_load_gives_both_splits_of_the_data_set_that_the_config_names(tiny):
 
 def test_many_images_stay_encoded_and_several_threads_read_them(tiny, monkeypatch):
     monkeypatch.setattr(records, "IN_MEMORY", 0)
-    ((images, labels),) = read(tiny)
-    assert isinstance(images, Encoded) and labels is None
-    want, order = tfds_reads(tiny, "train")[0], list(range(50)) * 10
+    (images, labels), (others, more) = read(tiny)
+    assert isinstance(images, Encoded) and isinstance(others, Encoded)
+    want, known = tfds_reads(tiny, "train")
+    known, order = np.array(known), list(range(50)) * 10
+    # Labels are read with the records: one, some or all of them.
+    np.testing.assert_array_equal(np.asarray(labels), known)
+    np.testing.assert_array_equal(labels[np.array([7, 3])], known[[7, 3]])
+    assert labels[4] == known[4] and len(more) == len(others)
+    np.testing.assert_array_equal(np.asarray(more), tfds_reads(tiny, "test")[1])
+    assert images.labels is labels and len(images.classes) == 3
     with ThreadPoolExecutor(8) as threads:
         got = list(threads.map(images.whole, order))
     np.testing.assert_array_equal(got, [want[i] for i in order])
@@ -134,7 +141,7 @@ def test_views_of_images_of_several_sizes_are_those_of_a_folder(tmp_path, file_f
     rows = [{"image": np.asarray(picture(i, 30 + i, 40 - i))} for i in range(12)]
     kinds = {"image": F.Image(shape=(None, None, 3))}
     builder = make(tmp_path, file_format, kinds, {"train": rows, "test": rows[:2]})
-    ((images, labels),) = read(builder)
+    (images, labels), _ = read(builder)
     assert labels is None and len({images.names[i] for i in range(12)}) == 12
     (tmp_path / "folder").mkdir()
     for i, image in enumerate(tfds_reads(builder, "train")[0]):

@@ -216,8 +216,8 @@ def _check_image(dataset, features):
 
 def _on_disk(builder, length, example, name):
     """Returns images that stay encoded, and their labels, if they have any."""
-    feature = builder.info.features.get("label")
-    names = getattr(feature, "names", None)
+    features = builder.info.features  # which is no dict
+    names = getattr(features["label"], "names", None) if "label" in features else None
     labels = Labels(lambda i: int(example(i)[1]), length) if names else None
     images = Encoded(
         lambda i: example(i)[0], Names(name, length), labels=labels, classes=names or ()

@@ -92,7 +92,8 @@ def run(
             )
         if lead:
             workdirs.write_config(workdir, config)
-            workdirs.write_json(workdir / "environment.json", devices.environment())
+            where = devices.environment() | {"memory_per_device": this.need.words}
+            workdirs.write_json(workdir / "environment.json", where)
         if start == this.total:
             if lead:
                 print(f"{workdir} has finished its {start} steps", file=sys.stderr)

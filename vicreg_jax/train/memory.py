@@ -107,6 +107,16 @@ def limit() -> float | None:
     return memory / jax.local_device_count()  # the devices of a CPU share it
 
 
+def peak() -> dict[str, float]:
+    """Returns the most memory that a device has used so far, where that is counted."""
+    try:
+        stats = jax.local_devices()[0].memory_stats() or {}
+    except (NotImplementedError, RuntimeError):
+        return {}
+    used = stats.get("peak_bytes_in_use")
+    return {} if used is None else {"memory_peak_gb": used / 1e9}
+
+
 @contextmanager
 def explained(need: Need) -> Iterator[None]:
     """Turns a device's "out of memory" into one line that says what takes it."""

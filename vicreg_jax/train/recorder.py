@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from vicreg_jax import log, metrics, sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data.feed import Feed
+from vicreg_jax.train import memory
 
 STARVING = 0.1  # share of the time spent waiting for data that is worth a word
 
@@ -90,7 +91,7 @@ class Recorder:
         self._waiting = None
         values = {name: float(x) for name, x in jax.device_get(values).items()}
         row = values.pop("skipped_in_a_row")
-        values |= {"epoch": step / self._epoch, **self._speed(step)}
+        values |= {"epoch": step / self._epoch, **self._speed(step), **memory.peak()}
         self._writer.write(step, {k: v for k, v in values.items() if math.isfinite(v)})
         if row:
             self.note(f"step {step}: loss or gradient not finite; skipped")
