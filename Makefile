@@ -27,11 +27,11 @@ clean:
 	rm -rf .venv build *.egg-info
 
 .venv/demo: pyproject.toml
-	@$(MAKE) --no-print-directory environment EXTRA=demo SIZE=180
+	@$(MAKE) --no-print-directory environment EXTRA=demo SIZE=200
 	@touch $@
 
 .venv/test: pyproject.toml
-	@$(MAKE) --no-print-directory environment EXTRA=test SIZE=580
+	@$(MAKE) --no-print-directory environment EXTRA=test SIZE=700
 	@touch $@
 
 .PHONY: environment
