@@ -15,7 +15,6 @@ import datetime
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -31,6 +30,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+from benchmarks.machine import processor  # noqa: E402
 from vicreg_jax import losses, sharding  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "covariance.json"
@@ -268,14 +268,6 @@ def show(title, rows):
     for line in table:
         cells = zip(line, widths, strict=True)
         print("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
-
-
-def processor():
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor()
 
 
 def main():

@@ -15,8 +15,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
-import re
 import resource
 import statistics
 import subprocess
@@ -31,6 +29,7 @@ import numpy as np  # noqa: E402
 import sklearn  # noqa: E402
 from sklearn.neighbors import NearestNeighbors  # noqa: E402
 
+from benchmarks.machine import processor  # noqa: E402
 from vicreg_jax import sharding  # noqa: E402
 from vicreg_jax.evaluate import neighbours  # noqa: E402
 
@@ -54,14 +53,6 @@ def features():
     rng = np.random.default_rng(0)
     shapes = (QUERIES, DIMENSIONS), (BANK, DIMENSIONS)
     return tuple(rng.standard_normal(shape, np.float32) for shape in shapes)
-
-
-def processor():
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor()
 
 
 def peak_gigabytes(name):

@@ -23,8 +23,6 @@ import importlib.util
 import itertools
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -40,6 +38,7 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import Mesh, PartitionSpec  # noqa: E402
 
 from benchmarks.collectives import collectives, wire_bytes  # noqa: E402
+from benchmarks.machine import processor  # noqa: E402
 from configs import imagenet  # noqa: E402
 from vicreg_jax import config as configs  # noqa: E402
 from vicreg_jax import losses, sharding  # noqa: E402
@@ -253,14 +252,6 @@ def bounds(rows: list[dict]) -> list[dict]:
             }
         )
     return found
-
-
-def processor():
-    try:
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor()
 
 
 def in_a_process(*arguments: str) -> list[dict]:

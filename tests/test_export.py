@@ -1,10 +1,9 @@
-"""What is written for others gives them the same features, complete or not at all."""
+"""What is written for others gives them the same features."""
 
 import json
 import pickle
 import sys
 from math import prod
-from pathlib import Path
 
 import chex
 import flax.linen as nn
@@ -13,14 +12,12 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
 from flax.traverse_util import unflatten_dict
 
 from vicreg_jax import checkpoint, config, export, models, weights
 from vicreg_jax.checkpoint import Loaded
 
 MEAN, STD = config.Data().mean, config.Data().std
-DETECTION = Path(__file__).parents[1] / "configs" / "detection"
 NO_TORCH = "PyTorch (the extra torch) is not installed"
 
 
@@ -356,150 +353,3 @@ def test_images_that_do_not_fit_are_refused(tmp_path):
     for x in (images(2, 9), images(2, 8).astype(np.float64), images(0, 8)):
         with pytest.raises(ValueError, match=r"float32 \[n >= 1, 8, 8, 3\]; got"):
             export.agreement(given, tmp_path, x)
-
-
-# Complete or not at all
-
-
-def test_a_failure_while_writing_leaves_everything_as_it_was(tmp_path, monkeypatch):
-    written(digits(), tmp_path, "safetensors", size=8)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    other = digits()
-    other.variables["params"]["conv1"]["kernel"] += 1
-
-    def full(*args):
-        Path(args[-1]).write_bytes(b"half of it")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(export, "_stablehlo", full)
-    with pytest.raises(OSError, match="disk full"):
-        written(other, tmp_path, "safetensors", "stablehlo", size=8)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_an_earlier_export_is_replaced(tmp_path):
-    written(digits(), tmp_path, "safetensors", size=8)
-    other = digits()
-    other.variables["params"]["conv1"]["kernel"] += 1
-    written(other, tmp_path, "safetensors", size=8)
-    chex.assert_trees_all_equal(checkpoint.load(tmp_path).variables, other.variables)
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"encoder.safetensors", "encoder.json"}
-
-
-def test_another_format_of_the_same_weights_is_added(tmp_path):
-    given = digits()
-    written(given, tmp_path, "safetensors", size=8)
-    written(given, tmp_path, "stablehlo", size=8)
-    assert export.agreement(given, tmp_path, images(2, 8)).keys() == {
-        "safetensors",
-        "stablehlo",
-    }
-
-
-def test_a_file_that_would_be_left_with_other_weights_is_refused(tmp_path):
-    given = digits()
-    written(given, tmp_path, "safetensors", "stablehlo", size=8)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    given.variables["params"]["conv1"]["kernel"] += 1
-    with pytest.raises(ValueError, match="holds encoder.stablehlo of other weights"):
-        written(given, tmp_path, "safetensors", size=8)
-    with pytest.raises(ValueError, match="holds encoder.stablehlo of other weights"):
-        written(digits(), tmp_path, "safetensors", size=16)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-@pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json"])
-def test_other_peoples_files_are_not_overwritten(tmp_path, name):
-    (tmp_path / name).write_text("[1]")
-    with pytest.raises(ValueError, match=f"{name} was not written by an export"):
-        written(digits(), tmp_path, "safetensors", size=8)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["[1]"]
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(
-    "module, formats, expected",
-    [
-        ("digits", ["onnx"], "no format 'onnx'; there are safetensors, torch"),
-        ("digits", [], "no format given; there are"),
-        ("digits", ["torch"], "torch has no counterpart of DigitsEncoder"),
-        ("digits", ["detectron2"], "detectron2 has no counterpart of DigitsEnc"),
-        ("resnet200", ["detectron2"], r"Detectron2 has .*got stages of \(3, 24"),
-        ("cifar", ["detectron2"], "Detectron2 has .*with the stem 'cifar'"),
-    ],
-)
-def test_formats_without_a_counterpart_are_refused(tmp_path, module, formats, expected):
-    module = {
-        "digits": models.create("digits"),
-        "cifar": models.create("resnet18", stem="cifar"),
-        "resnet200": models.create("resnet200"),
-    }[module]
-    given = Loaded(module, {}, None, None, None, "", MEAN, STD)
-    with pytest.raises(ValueError, match=expected):
-        written(given, tmp_path / "out", *formats)
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):
-    given = digits()
-    options = dict(formats=["safetensors"], image_size=8, mean=MEAN, std=STD)
-    for wrong in (dict(image_size=0), dict(mean=(0.5,)), dict(std=(1, 0, 1))):
-        with pytest.raises(ValueError, match="expected image_size >= 1 and one mean"):
-            export.write(given, tmp_path / "out", **options | wrong)
-    del given.variables["params"]["conv2"]
-    with pytest.raises(ValueError, match="1 missing: params/conv2/kernel"):
-        export.write(given, tmp_path / "out", **options)
-    assert not (tmp_path / "out").exists()
-    (tmp_path / "out").write_text("")
-    with pytest.raises(ValueError, match="out is a file; expected a folder"):
-        export.write(digits(), tmp_path / "out", **options)
-
-
-@pytest.mark.parametrize(
-    "name, command",
-    [("safetensors", '"safetensors"'), ("torch", r'"vicreg_jax\[torch\]"')],
-)
-def test_a_missing_package_is_named(tmp_path, monkeypatch, name, command):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    given = Loaded(models.create("resnet18"), {}, None, None, None, "", MEAN, STD)
-    with pytest.raises(ModuleNotFoundError, match=f"needs {name}, .*install {command}"):
-        written(given, tmp_path / "out", name)
-
-
-# Detectron2's configs
-
-
-def numbers(text):
-    """Detectron2 evaluates strings such as "(18000, 22000)" as Python."""
-    return tuple(int(x) for x in text.strip("()").split(",") if x)
-
-
-@pytest.mark.parametrize("name", ["voc07_12_c4", "coco_fpn"])
-def test_detection_configs_normalize_as_the_encoder_was_trained(name):
-    found = yaml.safe_load((DETECTION / f"{name}.yaml").read_text())
-    assert found["INPUT"]["FORMAT"] == "RGB"
-    model = found["MODEL"]
-    np.testing.assert_allclose(model["PIXEL_MEAN"], 255 * np.array(MEAN))
-    np.testing.assert_allclose(model["PIXEL_STD"], 255 * np.array(STD))
-    assert model["RESNETS"]["STRIDE_IN_1X1"] is False
-    assert model["BACKBONE"]["FREEZE_AT"] == 0
-
-
-def test_detection_configs_have_the_papers_numbers():
-    """arXiv:2105.04906, appendix: VOC07+12 with C4, COCO with FPN."""
-    voc = yaml.safe_load((DETECTION / "voc07_12_c4.yaml").read_text())
-    solver = voc["SOLVER"]
-    assert (solver["BASE_LR"], solver["IMS_PER_BATCH"]) == (0.1, 16)
-    assert (solver["MAX_ITER"], numbers(solver["STEPS"])) == (24000, (18000, 22000))
-    assert (solver["WARMUP_ITERS"], solver["WARMUP_FACTOR"]) == (1000, 0.333)
-    assert voc["MODEL"]["RPN"]["LOSS_WEIGHT"] == 0.2
-    assert voc["MODEL"]["ROI_HEADS"]["NUM_CLASSES"] == 20
-    coco = yaml.safe_load((DETECTION / "coco_fpn.yaml").read_text())
-    solver = coco["SOLVER"]
-    assert (solver["BASE_LR"], solver["IMS_PER_BATCH"]) == (0.04, 16)
-    assert (solver["MAX_ITER"], numbers(solver["STEPS"])) == (90000, (60000, 80000))
-    assert solver["WARMUP_ITERS"] == 50
-    assert coco["MODEL"]["MASK_ON"] is True
