@@ -39,7 +39,8 @@ PROGRAM = """if True:
         distributed.leave(3)
     said = dict(joined=joined, process=process, of=jax.process_count(),
         devices=jax.device_count(), total=float(total), seen=np.ravel(seen).tolist())
-    print(json.dumps(said), file=sys.stderr)  # Gloo writes to the other
+    # Gloo writes to the other; in one piece, as others may write here too.
+    sys.stderr.write(json.dumps(said) + "\n")
 """
 
 
