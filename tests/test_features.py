@@ -45,7 +45,7 @@ def numpy_features(variables, images):
 
 def extract(where, variables, *, rows=None, source="run", images=None, told=None):
     images = images or examples()
-    return features.extract(
+    found = features.parts(
         apply,
         variables,
         images,
@@ -57,6 +57,7 @@ def extract(where, variables, *, rows=None, source="run", images=None, told=None
         source=source,
         progress=(lambda done: None) if told is None else told.append,
     )
+    return features.joined(found)
 
 
 def test_features_are_those_of_the_encoder_with_labels_and_names(tmp_path, variables):
@@ -85,6 +86,19 @@ def test_what_was_stopped_goes_on_and_ends_the_same(tmp_path, variables, monkeyp
     for a, b in zip(whole, again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert parts[0].stat().st_mtime_ns == kept and told[-1] == 21
+
+
+def test_a_damaged_file_is_made_again(tmp_path, variables):
+    whole = extract(tmp_path / "x", variables)
+    path = tmp_path / "x" / "part-00000.npz"
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+    damaged = [b"", good[: len(good) // 2], bytes(len(good))]
+    for place in rng.integers(0, len(good), 40).tolist():
+        damaged.append(good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :])
+    for content in damaged:
+        path.write_bytes(content)
+        for a, b in zip(whole, extract(tmp_path / "x", variables), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_features_of_something_else_are_not_mixed(tmp_path, variables):

@@ -18,7 +18,7 @@ from test_train import SMALL, WEIGHTS, images, records, state_of
 from vicreg_jax import models, sharding, train
 from vicreg_jax.data import plan
 from vicreg_jax.train.autopsy import autopsy
-from vicreg_jax.train.watchdog import Watchdog
+from vicreg_jax.watchdog import Watchdog
 
 MODEL = models.JointEmbedding(models.create("digits"), models.Expander((16, 16)))
 GUARD = dict(guard=dict(skipped_steps=2))
@@ -154,7 +154,7 @@ def test_what_never_beats_again_is_ended_with_its_stacks(tmp_path):
     code = """if True:
         import sys, time
         from pathlib import Path
-        from vicreg_jax.train.watchdog import Watchdog
+        from vicreg_jax.watchdog import Watchdog
 
         def stuck_in_here():
             time.sleep(100)

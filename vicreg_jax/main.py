@@ -105,6 +105,12 @@ def judge(given: protocol.Protocol, name: str) -> None:
 
     An evaluation's workdir is by default a folder of the run.
     """
+    if given.task in ("report", "export") and jax.process_count() > 1:
+        article = "an export" if given.task == "export" else "a report"
+        raise ValueError(
+            f"one process makes {article}, and jax.distributed has"
+            f" {jax.process_count()}; start it once, or set JAX_NUM_PROCESSES=1"
+        )
     if given.task == "report":
         write_report(given)
         return
@@ -194,7 +200,7 @@ def console() -> None:
     except Exception as error:
         status = 2 if is_refusal(error) else 1
         if status == 2:
-            print(f"vicreg_jax: {error}", file=sys.stderr)
+            sys.stderr.write(f"vicreg_jax: {error}\n")  # in one piece: others may write
         else:
             traceback.print_exc()
         distributed.leave(status)

@@ -57,6 +57,23 @@ class Finetune:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """What training puts up with, as in a run."""
+
+    skipped_steps: int = 10  # not finite, in a row; then it stops
+    broken_images: float = 0.01  # share of the training images; more stop it
+    stuck_seconds: float = 120.0  # without a step, or 20 times the usual; 0: for ever
+
+
+@dataclass(frozen=True)
+class Lidar:
+    """Views of training images as the run augmented them; 0 images: none."""
+
+    images: int = 1000  # at most; drawn by the seed
+    views: int = 10  # of each
+
+
+@dataclass(frozen=True)
 class Knn:
     neighbours: tuple[int, ...] = (20, 200)
     temperature: float = 0.07  # of the weights exp(similarity / temperature)
@@ -92,20 +109,23 @@ class Protocol:
     augment: Augment = field(default_factory=Augment)
     head: Head = field(default_factory=Head)
     finetune: Finetune = field(default_factory=Finetune)
+    guard: Guard = field(default_factory=Guard)
+    lidar: Lidar = field(default_factory=Lidar)
     knn: Knn = field(default_factory=Knn)
     logistic: Logistic = field(default_factory=Logistic)
     svm: Svm = field(default_factory=Svm)
     export: Export = field(default_factory=Export)
 
 
+TRAINING = ("checkpoint", "epochs", "data", "augment", "head", "guard")
 # task -> the fields and groups that it reads, besides task and seed
 READS = {
-    "linear": ("checkpoint", "epochs", "data", "augment", "head"),
-    "finetune": ("checkpoint", "epochs", "data", "augment", "head", "finetune"),
+    "linear": TRAINING,
+    "finetune": (*TRAINING, "finetune"),
     "knn": ("checkpoint", "data", "knn"),
     "logistic": ("checkpoint", "data", "logistic"),
     "svm": ("checkpoint", "data", "svm"),
-    "features": ("checkpoint", "data"),
+    "features": ("checkpoint", "data", "lidar"),
     "export": ("checkpoint", "export"),
     "report": (),
 }
@@ -119,10 +139,12 @@ CHOICES = {
 POSITIVE = (
     *("epochs", "data.batch_size", "head.rates", "finetune.encoder_rate"),
     *("knn.neighbours", "knn.temperature", "logistic.c", "svm.costs", "head.drops"),
+    "guard.skipped_steps",
 )
 NOT_NEGATIVE = (
     *("seed", "data.image_size", "data.shorter_side", "head.weight_decay"),
     *("head.layers", "head.momentum", "export.image_size"),
+    *("guard.stuck_seconds", "lidar.images"),
 )
 
 
@@ -140,7 +162,7 @@ def parse(given: Protocol | Mapping[str, Any]) -> Protocol:
 
 def differences(old: Protocol, new: Protocol) -> list[str]:
     """Returns a line for each field that makes `new` another evaluation than `old`."""
-    return fields.differences(old, new, changeable=("export.",))
+    return fields.differences(old, new, changeable=("export.", "guard."))
 
 
 def _check(protocol):
@@ -154,6 +176,8 @@ def _check(protocol):
     each(["augment.crop_scale"], lambda x: 0 < x <= 1, "two numbers in (0, 1]")
     each(["augment.flip"], lambda x: 0 <= x <= 1, "between 0 and 1")
     each(["head.held_out"], lambda x: 0 <= x < 1, "in [0, 1)")
+    each(["guard.broken_images"], lambda x: 0 <= x <= 1, "between 0 and 1")
+    each(["lidar.views"], lambda x: x >= 2, "2 or more")
     each(["head.momentum"], lambda x: x < 1, "below 1")
     each(["svm.folds"], lambda x: x >= 2, "2 or more")
     scale = values["augment.crop_scale"]
@@ -164,6 +188,9 @@ def _check(protocol):
     for name in ("head.rates", "head.weight_decay", "head.layers", "knn.neighbours"):
         if not values[name]:
             raise ValueError(f"config.{name} needs one value or more; got ()")
+    for name in ("head.rates", "head.weight_decay", "head.layers", "knn.neighbours"):
+        if len(set(values[name])) < len(values[name]):
+            raise ValueError(f"config.{name} has a value twice: {values[name]}")
     data, head = protocol.data, protocol.head
     if data.fraction < 1 and data.names:
         raise ValueError(

@@ -55,6 +55,11 @@ def place(x: np.ndarray, where: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 
+def placed(tree: Any, where: NamedSharding) -> Any:
+    """Returns a tree of arrays, each wherever it is, on the devices of all."""
+    return jax.jit(lambda tree: tree, out_shardings=where)(tree)
+
+
 def rows(batch_size: int) -> slice:
     """Returns the rows of the global batch that this process prepares."""
     share = batch_size // jax.process_count()

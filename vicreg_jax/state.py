@@ -1,9 +1,10 @@
-"""The state of a pretraining run: everything that a checkpoint holds, no behaviour."""
+"""The state of training: everything that a checkpoint holds, and how it moves on."""
 
 from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -21,3 +22,19 @@ class TrainState:
         default_factory=lambda: np.zeros(2, np.int32)
     )
     probe: Any = ()  # of a linear classifier that watches the run, if there is one
+
+    def after(
+        self, good: jax.Array, params: Any, batch_stats: Any, opt_state: Any
+    ) -> "TrainState":
+        """Returns the next state; where the step is not `good` it only counts that."""
+        learned = params, batch_stats, opt_state
+        kept = self.params, self.batch_stats, self.opt_state
+        learned = jax.tree.map(lambda a, b: jnp.where(good, a, b), learned, kept)
+        bad = (~good).astype(jnp.int32)
+        row, total = self.skipped
+        skipped = jnp.stack([(row + 1) * bad, total + bad])
+        return TrainState(self.step + 1, *learned, skipped)
+
+    def counts(self) -> dict[str, jax.Array]:
+        """Returns the steps skipped until now, as metrics."""
+        return {"skipped_in_a_row": self.skipped[0], "skipped_steps": self.skipped[1]}

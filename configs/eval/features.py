@@ -18,4 +18,5 @@ def get_config():
     c = knn.get_config()
     c.task = "features"
     del c.knn
+    c.lidar = dict(images=1000, views=10)
     return c

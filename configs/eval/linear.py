@@ -34,4 +34,6 @@ def get_config():
     c.head = dict(rates=(0.02,), weight_decay=(1e-6,), layers=(0,))
     c.head.update(momentum=0.9, nesterov=False, batch_norm=False, drops=())
     c.head.update(held_out=0.1, test_every_epoch=False)
+
+    c.guard = dict(skipped_steps=10, broken_images=0.01, stuck_seconds=120.0)
     return c

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from vicreg_jax import processes, sharding, workdirs
@@ -25,7 +26,7 @@ ROWS = 2**16  # of a file
 
 
 class Features(NamedTuple):
-    """What `extract` has written; arrays in host memory."""
+    """What `joined` returns; arrays in host memory."""
 
     representations: np.ndarray  # float32 [n, f]
     embeddings: np.ndarray | None  # float32 [n, d]
@@ -104,7 +105,7 @@ def stream(
             shape = (data.image_size, data.image_size, len(data.mean))
             return np.zeros((len(chosen), *shape), np.uint8)
 
-    variables = jax.jit(lambda tree: tree, out_shardings=whole)(variables)
+    variables = sharding.placed(variables, whole)
     stop = -(-len(rows) // size)
     for step, batch in Feed(make, range(stop), sharding=split):
         if failed and jax.process_count() == 1:
@@ -116,7 +117,7 @@ def stream(
             raise failed[0]
 
 
-def extract(
+def parts(
     apply: Callable[[Any, jax.Array], dict[str, jax.Array]],
     variables: Any,
     examples: Any,
@@ -128,12 +129,13 @@ def extract(
     mesh: Mesh,
     source: str,
     progress: Callable[[int], None] = lambda done: None,
-) -> Features:
-    """Returns features from files in a folder, after writing those that lack.
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the content of files of features in a folder, after writing what lacks.
 
     Each file, part-00000.npz and so on, holds `representations`, perhaps `embeddings`
     and `labels`, and `names`, of up to 65,536 images, and is complete or absent: what
-    was stopped goes on where it was.
+    was stopped goes on where it was, and a damaged file is made again. Of several
+    processes each calls this alike and gets all features; the first writes.
 
     Args:
       apply: (variables, views) -> a dict of "representations" and "embeddings".
@@ -146,7 +148,6 @@ def extract(
       ValueError: the folder holds the features of something else, or a file cannot be
         read.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     facts = dict(
         source=source,
         variables=checksum(variables),
@@ -155,6 +156,54 @@ def extract(
         data=[data.name, data.path, data.dataset, data.split],
         sees=[data.image_size, shorter_side, list(data.mean), list(data.std)],
     )
+    lead = jax.process_index() == 0
+    with processes.all_or_none(ValueError):
+        if lead:
+            _claim(folder, facts)
+    for number, start in enumerate(range(0, len(rows), ROWS)):
+        path = folder / f"part-{number:05}.npz"
+        chosen = rows[start : start + ROWS]
+        part = _read(path)
+        if processes.first_line("missing" if part is None else ""):  # to any of them
+            how = dict(shorter_side=shorter_side, rows=chosen, mesh=mesh)
+            outputs = []
+            done = start
+            batches = stream(apply, variables, examples.images, data, **how)
+            for output in batches:
+                outputs.append(output)
+                done += len(output["representations"])
+                progress(done)
+            part = {
+                name: np.concatenate([output[name] for output in outputs])
+                for name in outputs[0]
+            }
+            if examples.labels is not None:
+                part["labels"] = np.asarray(examples.labels[chosen])
+            names = getattr(examples.images, "names", None)
+            shown = chosen if names is None else [names[i] for i in chosen.tolist()]
+            part["names"] = np.array([str(name) for name in shown])
+            with processes.all_or_none(OSError):
+                if lead:
+                    _write(path, part)
+        progress(start + len(chosen))
+        yield part
+
+
+def joined(found: Iterable[dict[str, np.ndarray]]) -> Features:
+    """Returns all features of the files that `parts` yields."""
+    found = list(found)
+    whole = {name: np.concatenate([p[name] for p in found]) for name in found[0]}
+    return Features(
+        whole["representations"],
+        whole.get("embeddings"),
+        whole.get("labels"),
+        whole["names"],
+    )
+
+
+def _claim(folder, facts):
+    """Makes the folder for these features; refuses one of others."""
+    folder.mkdir(parents=True, exist_ok=True)
     index = folder / "index.json"
     if not index.exists():
         workdirs.write_json(index, facts)
@@ -164,42 +213,27 @@ def extract(
             f"{folder} holds features of another {', '.join(other)}; remove it, or"
             " choose another --workdir"
         )
-    parts = []
-    for number, start in enumerate(range(0, len(rows), ROWS)):
-        path = folder / f"part-{number:05}.npz"
-        chosen = rows[start : start + ROWS]
-        if not path.exists():
-            how = dict(shorter_side=shorter_side, rows=chosen, mesh=mesh)
-            outputs = []
-            done = start
-            batches = stream(apply, variables, examples.images, data, **how)
-            for output in batches:
-                outputs.append(output)
-                done += len(output["representations"])
-                progress(done)
-            content = {
-                name: np.concatenate([output[name] for output in outputs])
-                for name in outputs[0]
-            }
-            if examples.labels is not None:
-                content["labels"] = np.asarray(examples.labels[chosen])
-            names = getattr(examples.images, "names", None)
-            shown = chosen if names is None else [names[i] for i in chosen.tolist()]
-            content["names"] = np.array([str(name) for name in shown])
-            draft = path.with_suffix(".tmp")
-            with draft.open("wb") as file:
-                np.savez(file, **content)
-            os.replace(draft, path)
-        with np.load(path) as file:
-            parts.append(dict(file))
-        progress(start + len(chosen))
-    joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    return Features(
-        joined["representations"],
-        joined.get("embeddings"),
-        joined.get("labels"),
-        joined["names"],
-    )
+
+
+def _write(path, part):
+    draft = path.with_suffix(".tmp")
+    with draft.open("wb") as file:
+        np.savez(file, **part)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def _read(path):
+    """Returns the arrays of a file, whose own checksums hold, or None."""
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as file, np.load(file) as content:
+            return dict(content)
+    except Exception as error:  # whatever a damaged file makes zipfile or NumPy raise
+        logging.warning("%s is damaged and made again: %s", path, error)
+        return None
 
 
 @functools.lru_cache(maxsize=8)

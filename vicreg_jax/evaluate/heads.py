@@ -19,8 +19,12 @@ EPS, DECAY = 1e-5, 0.9  # of BatchNorm, as in PyTorch
 
 
 def combinations(head: Head) -> list[tuple[int, float, float]]:
-    """Returns (layer, rate, weight decay) of each head, in the order of the logits."""
-    return list(itertools.product(head.layers, head.rates, head.weight_decay))
+    """Returns (layer, rate, weight decay) of each head, in the order of the logits.
+
+    Layers come as the keys of a tree do, whatever their order in `head`.
+    """
+    layers = sorted(head.layers, key=str)
+    return list(itertools.product(layers, head.rates, head.weight_decay))
 
 
 def features(
@@ -142,6 +146,38 @@ def sgd(
         steps = jax.tree.map(lambda m, g: momentum * m + g, momenta, grads)
     params = jax.tree.map(lambda p, s, r: p - r * s, params, steps, rates)
     return params, momenta
+
+
+def keep_finite(
+    each: jax.Array, new: tuple[dict, dict], old: tuple[dict, dict]
+) -> tuple[tuple[dict, dict], dict[str, jax.Array]]:
+    """Returns `new` of the heads that stay finite and `old` of others; and which.
+
+    A head whose rate is too high does not stop the others.
+
+    Args:
+      each: losses, [heads of all layers].
+      new, old: parameters and momenta, {layer: leaves [heads, ...]} each.
+
+    Returns:
+      such a pair, and {layer: bool [heads]}.
+    """
+    good, kept, start = {}, ({}, {}), 0
+    for layer in new[0]:
+        leaves = jax.tree.leaves((new[0][layer], new[1][layer]))
+        heads = len(leaves[0])
+        fine = jnp.isfinite(each[start : start + heads])
+        for x in leaves:
+            fine &= jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
+        for a, b, out in zip(new, old, kept, strict=True):
+            out[layer] = jax.tree.map(
+                lambda a, b, fine=fine: jnp.where(
+                    fine.reshape(-1, *[1] * (a.ndim - 1)), a, b
+                ),
+                *(a[layer], b[layer]),
+            )
+        good[layer], start = fine, start + heads
+    return kept, good
 
 
 def per_head(params: dict, head: Head) -> tuple[dict, dict]:

@@ -72,7 +72,7 @@ def nearest(
     similarities, indices = np.empty((m, k), np.float32), np.empty((m, k), np.int32)
     for start in range(0, m, block):
         units = _unit(queries, norms[0], start, start + block)
-        units = jax.device_put(units, sharding.whole(mesh))
+        units = sharding.place(units, sharding.whole(mesh))
         found = _search(units, placed, n=n, k=k, mesh=mesh)
         here = slice(start, start + block)
         for whole, part in zip((similarities, indices), found, strict=True):
@@ -206,7 +206,8 @@ def _search(queries, bank, *, n, k, mesh):
     # top_k takes the first of equals. The candidates are in the order of the devices
     # and so of the bank, hence of ties the lower index wins.
     scores, places = jax.lax.top_k(jnp.where(indices < n, scores, -jnp.inf), k)
-    return scores, jnp.take_along_axis(indices, places, axis=1)
+    best = scores, jnp.take_along_axis(indices, places, axis=1)
+    return jax.lax.with_sharding_constraint(best, whole)  # every process reads them
 
 
 def _norms(x, name):

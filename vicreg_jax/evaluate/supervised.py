@@ -2,7 +2,8 @@
 
 import json
 import math
-from contextlib import ExitStack
+import signal
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from vicreg_jax import devices, log, sharding, workdirs
 from vicreg_jax.checkpoint import Checkpoints
@@ -23,6 +25,7 @@ from vicreg_jax.evaluate.inputs import Inputs, held_out
 from vicreg_jax.protocol import Protocol
 from vicreg_jax.state import TrainState
 from vicreg_jax.stop import Stop
+from vicreg_jax.watchdog import Watchdog
 
 LINES = 50  # steps between two lines of metrics
 
@@ -46,10 +49,12 @@ def fit(
     """Trains, or continues, and tests.
 
     The task "linear" trains a bank of heads on the frozen encoder in inference mode;
-    "finetune" trains encoder and head, all in train mode.
+    "finetune" trains encoder and head, all in train mode. Of several processes each
+    calls it alike; the first writes.
 
     Raises:
-      ValueError: before anything compiles, what does not fit together.
+      ValueError: before anything is written, what does not fit together.
+      FloatingPointError: losses or gradients stay not finite.
     """
     config, head = found.config, protocol.head
     bank = heads.combinations(head)
@@ -59,6 +64,8 @@ def fit(
         labels = np.asarray(found.train.labels)
         kept, aside = held_out(found.kept, labels, share, protocol.seed)
     images = found.train.images
+    if isinstance(images, Encoded):
+        images.broken_at_most = protocol.guard.broken_images
     batches.check(images, config)
     planner = _Chosen(kept, protocol, config)
     epoch = planner.steps_per_epoch
@@ -101,28 +108,35 @@ def fit(
 
     def judge(state, examples, rows):
         """Returns per cent right, [heads, 2]."""
-        top = stream(
-            model.predict,
-            (variables, state.params, state.batch_stats),
-            examples.images,
-            config.data,
-            shorter_side=found.shorter_side,
-            rows=rows,
-            mesh=mesh,
-        )
-        labels = np.asarray(examples.labels[rows])
-        return accuracies(np.concatenate(list(top)), labels)
+        with watchdog.paused():
+            top = stream(
+                model.predict,
+                (variables, state.params, state.batch_stats),
+                examples.images,
+                config.data,
+                shorter_side=found.shorter_side,
+                rows=rows,
+                mesh=mesh,
+            )
+            labels = np.asarray(examples.labels[rows])
+            return accuracies(np.concatenate(list(top)), labels)
 
+    lead, together = jax.process_index() == 0, jax.process_count() > 1
+    if lead:
+        workdirs.write_config(workdir, protocol)
     with ExitStack() as closing:
-        stop = closing.enter_context(Stop())
+        stop = closing.enter_context(Stop(together=together))
         facts = {"examples": len(kept), "encoder": checksum(variables)}
         checkpoints = Checkpoints(workdir.absolute() / "checkpoints", facts=facts)
         closing.callback(checkpoints.close)
         start, state = checkpoints.restore(shapes) or (0, None)
         state = begin(variables) if state is None else state
-        variables = jax.device_put(variables, whole)
-        writer = log.Writer(workdir, step=start)
-        bar = log.Bar(total=total, done=start)
+        variables = sharding.placed(variables, whole)
+        writer = log.Writer(workdir, step=start) if lead else log.Silent()
+        bar = log.Bar(total=total, done=start) if lead else log.Silent()
+        stuck = workdir / f"stuck_{jax.process_index()}.txt"
+        watchdog = Watchdog(protocol.guard.stuck_seconds, stuck)
+        closing.callback(watchdog.close)
         closing.callback(writer.close)
         closing.callback(bar.close)
         closing.callback(workdirs.list_broken, images, workdir, bar.note)
@@ -136,39 +150,50 @@ def fit(
         bar.say("compiling")
         feed = Feed(make, range(start, total), sharding=split)
         rows = images.reshape(len(images), -1) if held else None
-        resident = (jax.device_put(rows, whole),) if held else ()
+        resident = (sharding.place(rows, whole),) if held else ()
         tested = np.arange(len(found.test.images))
+        # Unfinished collectives of several virtual CPU devices wait for each other's
+        # threads.
+        one_by_one = mesh.size > 1 and jax.default_backend() == "cpu"
         behind = None
         for done, batch in feed:
-            step = done + 1
-            state, values = step_fn(variables, state, (*resident, *batch))
-            jax.block_until_ready(behind)  # the host stays one step ahead, not more
-            behind = values if mesh.size == 1 else jax.block_until_ready(values)
+            step, first = done + 1, done == start
+            with watchdog.paused() if first else nullcontext():
+                state, values = step_fn(variables, state, (*resident, *batch))
+                if first or one_by_one:
+                    jax.block_until_ready(values)
+            if behind:  # the host stays one step ahead, not more
+                _need_finite(behind, done, protocol.guard.skipped_steps)
+            behind = values
+            watchdog.beat()
             bar.step(step)
-            stopped, last = stop.signal, step % epoch == 0
-            line = step % LINES == 0 or last
-            if line or stopped:
+            # Read once: it may arrive between two readings.
+            stopped = checkpoints.preempted(step) if together else stop.signal
+            last = step % epoch == 0
+            if step % LINES == 0 or last:
+                _need_finite(values, step, protocol.guard.skipped_steps)
                 values = {name: float(x) for name, x in values.items()}
-                if not math.isfinite(values["loss"]):
-                    raise FloatingPointError(
-                        f"the loss is {values['loss']} at step {step}; the last"
-                        " checkpoint is from before; lower config.head.rates or"
-                        " config.finetune.encoder_rate in another --workdir"
-                    )
-            if line:
                 values["epoch"] = step / epoch
                 if last and head.test_every_epoch:
                     top = judge(state, found.test, tested)
                     for i, (top1, top5) in enumerate(top):
                         values |= {f"test_top1_{i}": top1, f"test_top5_{i}": top5}
-                writer.write(step, values)
+                if values.pop("skipped_in_a_row"):
+                    bar.note(f"step {step}: loss or gradient not finite; skipped")
+                writer.write(
+                    step, {k: x for k, x in values.items() if math.isfinite(x)}
+                )
                 bar.show(step, values, f"cross-entropy {values['loss']:.4f}")
             if last or stopped:
-                checkpoints.save(step, state)
+                with watchdog.paused():
+                    checkpoints.save(step, state)
             if stopped:
-                checkpoints.wait()
+                with watchdog.paused():
+                    checkpoints.wait()
                 bar.note(f"stopped at step {step} of {total}; the same command goes on")
+                stop.signal = stop.signal or signal.SIGTERM  # of another process
                 return None  # which nobody sees: Stop raises what ends the process
+        watchdog.close()
         chosen, valid = 0, None
         if len(aside):
             bar.say("choosing on the images held out")
@@ -176,7 +201,7 @@ def fit(
             chosen = int(np.argmax(valid[:, 0]))  # the first of equals
         bar.say("testing")
         test = judge(state, found.test, tested)
-        maximum = _maximum(workdir, chosen) if head.test_every_epoch else None
+        maximum = _maximum(workdir, chosen) if head.test_every_epoch and lead else None
     return Outcome(test, chosen, valid, maximum)
 
 
@@ -189,6 +214,16 @@ def accuracies(top: np.ndarray, labels: np.ndarray) -> np.ndarray:
     right = top.astype(np.int64) == labels[:, None, None]
     first, five = right[..., 0].mean(axis=0), right.any(axis=-1).mean(axis=0)
     return 100 * np.stack([first, five], axis=1)
+
+
+def _need_finite(values, step, limit):
+    """Raises where too many steps in a row were skipped."""
+    if int(values["skipped_in_a_row"]) >= limit:
+        raise FloatingPointError(
+            f"loss or gradient not finite at step {step}, {limit} steps in a row; the"
+            " last checkpoint is from before; lower config.head.rates or"
+            " config.finetune.encoder_rate in another --workdir"
+        )
 
 
 class _Chosen:
@@ -247,7 +282,7 @@ class _Frozen:
         grads, (each, stats) = jax.grad(loss_fn, has_aux=True)(state.params)
         rate = _factor(self._protocol, state.step, self._epoch)
         rates, decays = heads.per_head(state.params, head)
-        params, momenta = heads.sgd(
+        updated = heads.sgd(
             state.params,
             state.opt_state,
             grads,
@@ -256,9 +291,16 @@ class _Frozen:
             momentum=head.momentum,
             nesterov=head.nesterov,
         )
-        new = TrainState(state.step + 1, params, stats, momenta)
-        # A head whose rate is too high does not stop the others.
-        return new, {"loss": jnp.nanmin(each), "rate_factor": rate}
+        old = state.params, state.opt_state
+        (params, momenta), good = heads.keep_finite(each, updated, old)
+        good = {layer: jnp.any(fine) for layer, fine in good.items()}
+        stats = {
+            layer: jax.tree.map(partial(jnp.where, good[layer]), stats[layer], known)
+            for layer, known in state.batch_stats.items()
+        }
+        some = jnp.any(jnp.stack(list(good.values())))
+        new = state.after(some, params, stats, momenta)
+        return new, {"loss": jnp.nanmin(each), "rate_factor": rate, **new.counts()}
 
     def predict(self, everything, images):
         variables, params, stats = everything
@@ -320,8 +362,10 @@ class _Tuned:
             momentum=head.momentum,
             nesterov=head.nesterov,
         )
-        new = TrainState(state.step + 1, params, stats, momenta)
-        return new, {"loss": loss, "rate_factor": rate}
+        norms = jnp.stack([loss, optax.tree.norm(grads), optax.tree.norm(params)])
+        good = jnp.all(jnp.isfinite(norms))
+        new = state.after(good, params, stats, momenta)
+        return new, {"loss": loss, "rate_factor": rate, **new.counts()}
 
     def predict(self, everything, images):
         _, params, stats = everything

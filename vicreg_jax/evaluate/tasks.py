@@ -1,7 +1,9 @@
 """The evaluations by name: from a protocol and a checkpoint to a result on disk."""
 
+import contextlib
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from rich.progress import Progress
 from vicreg_jax import checkpoint, devices, weights, workdirs
 from vicreg_jax import protocol as protocols
 from vicreg_jax.checkpoint import Loaded
+from vicreg_jax.config import Augment
+from vicreg_jax.data import plan
 from vicreg_jax.evaluate import (
     diagnostics,
     features,
@@ -23,6 +27,7 @@ from vicreg_jax.evaluate import (
     results,
     supervised,
 )
+from vicreg_jax.evaluate.augmented import augmented
 from vicreg_jax.evaluate.features import Features
 from vicreg_jax.evaluate.inputs import (
     Inputs,
@@ -33,9 +38,14 @@ from vicreg_jax.evaluate.inputs import (
 )
 from vicreg_jax.protocol import Protocol
 
+DIAGNOSED = 25_600  # images at most, as many as RankMe's authors take
+
 
 def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
     """Does the protocol's task, or goes on with it; a finished one is only shown.
+
+    Of several processes (`jax.distributed`) each calls it alike, with a workdir that
+    all see; the first writes and speaks.
 
     Args:
       name: of the config file, for the result.
@@ -45,11 +55,6 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
         workdir, before anything is written.
     """
     devices.mesh()
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"an evaluation is one process, with all its devices; jax.distributed has"
-            f" {jax.process_count()}; start it once, or set JAX_NUM_PROCESSES=1"
-        )
     loaded = checkpoint.load(protocol.checkpoint)
     choose = multilabel_inputs if protocol.task == "svm" else inputs
     found = choose(protocol, loaded.config, mean=loaded.mean, std=loaded.std)
@@ -63,9 +68,9 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
             f" now at step {loaded.step}; choose another --workdir, or remove it"
         )
     if finished:
-        results.show(finished)
+        if _is_first():
+            results.show(finished)
         return
-    workdirs.write_config(workdir, protocol)
     TASKS[protocol.task](protocol, workdir, loaded, found, name)
 
 
@@ -102,7 +107,7 @@ def knn(protocol, workdir, loaded, found, name):
             f"config.knn.neighbours asks for {max(given.neighbours)}; there are"
             f" {len(found.kept)} training images"
         )
-    train, test = _both(workdir, loaded, found)
+    train, test = _both(protocol, workdir, loaded, found)
     right = neighbours.accuracy(
         test.representations,
         test.labels,
@@ -127,7 +132,7 @@ def knn(protocol, workdir, loaded, found, name):
 
 
 def logistic_regression(protocol, workdir, loaded, found, name):
-    train, test = _both(workdir, loaded, found)
+    train, test = _both(protocol, workdir, loaded, found)
     mean, scale = train.representations.mean(axis=0), train.representations.std()
     a, b = ((x.representations - mean) / scale for x in (train, test))
     candidates, notes = protocol.logistic.c, []
@@ -161,7 +166,7 @@ def _fitted(x, labels, c, *, classes, notes):
 
 
 def svm(protocol, workdir, loaded, found, name):
-    train, test = _both(workdir, loaded, found)
+    train, test = _both(protocol, workdir, loaded, found)
     scores = multilabel.fit_and_score(
         train.representations,
         train.labels,
@@ -179,12 +184,25 @@ def svm(protocol, workdir, loaded, found, name):
 
 
 def write_features(protocol, workdir, loaded, found, name):
-    del protocol, name
-    apply = _with_embeddings(loaded) if loaded.expander else None
-    train = _extract(workdir, "train", loaded, found, apply=apply)
+    del name
+    how = dict(apply=_with_embeddings(loaded) if loaded.expander else None)
+    chosen = np.sort(_drawn(protocol, len(found.kept), DIAGNOSED))
+    sample, start = [], 0
+    for part in _parts(protocol, workdir, "train", loaded, found, **how):
+        own = chosen[(start <= chosen) & (chosen < start + len(part["names"]))] - start
+        sample.append(
+            {k: part[k][own] for k in ("representations", "embeddings") if k in part}
+        )
+        start += len(part["names"])
     if found.test is not None:
-        _extract(workdir, "test", loaded, found, apply=apply)
-    facts = diagnostics.diagnose(train.representations, train.embeddings)
+        for _ in _parts(protocol, workdir, "test", loaded, found, **how):
+            pass
+    joined = {k: np.concatenate([x[k] for x in sample]) for k in sample[0]}
+    pairs = _views(protocol, loaded, found) if protocol.lidar.images else None
+    if not _is_first():
+        return
+    facts = {"images": len(chosen)}
+    facts |= diagnostics.diagnose(*joined.values(), pairs=pairs)
     workdirs.write_json(workdir / "diagnostics.json", facts)
     console = Console()
     for key, value in facts.items():
@@ -204,12 +222,57 @@ TASKS: dict[str, Callable] = {
 }
 
 
-def _both(workdir, loaded, found) -> tuple[Features, Features]:
-    return tuple(_extract(workdir, part, loaded, found) for part in ("train", "test"))
+def _is_first() -> bool:
+    """Tells whether this process is the one that writes and speaks."""
+    return jax.process_index() == 0
 
 
-def _extract(workdir, part, loaded: Loaded, found: Inputs, *, apply=None) -> Features:
-    """Returns the features of a part of the data, kept in the workdir."""
+def _both(protocol, workdir, loaded, found) -> tuple[Features, Features]:
+    """Returns the features of the training and the test images."""
+    both = (
+        features.joined(_parts(protocol, workdir, part, loaded, found))
+        for part in ("train", "test")
+    )
+    return tuple(both)
+
+
+def _drawn(protocol, count, at_most):
+    """Returns some of `count` images, drawn by the seed."""
+    return plan.permutation(protocol.seed, 0, count)[:at_most]
+
+
+def _views(protocol, loaded: Loaded, found: Inputs) -> np.ndarray:
+    """Returns representations [n, q, f] of views, augmented as in the encoder's run."""
+    augment = loaded.config.augment if loaded.config else Augment()
+    if isinstance(found.train.images, np.ndarray):
+        augment = replace(augment, colour="device")
+    rows = found.kept[_drawn(protocol, len(found.kept), protocol.lidar.images)]
+    with _bar("views for LiDAR", len(rows) * protocol.lidar.views) as progress:
+        return augmented(
+            partial(loaded.module.apply, train=False),
+            loaded.variables,
+            found.train.images,
+            replace(found.config, augment=augment),
+            rows=rows,
+            count=protocol.lidar.views,
+            mesh=devices.mesh(),
+            progress=progress,
+        )
+
+
+@contextlib.contextmanager
+def _bar(text, total):
+    """Gives a function that shows how many of `total` are done."""
+    columns, console = Progress.get_default_columns(), Console(stderr=True)
+    with Progress(*columns, console=console, disable=not _is_first()) as bar:
+        task = bar.add_task(text, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _parts(protocol, workdir, part, loaded: Loaded, found: Inputs, *, apply=None):
+    """Yields the features of a part of the data, kept in the workdir."""
+    if _is_first():
+        workdirs.write_config(workdir, protocol)
     examples = getattr(found, part)
     rows = found.kept if part == "train" else np.arange(len(examples.images))
     variables = loaded.variables
@@ -221,10 +284,8 @@ def _extract(workdir, part, loaded: Loaded, found: Inputs, *, apply=None) -> Fea
 
     else:
         variables = (loaded.variables, loaded.expander)
-    columns = Progress.get_default_columns()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(f"{part} features", total=len(rows))
-        return features.extract(
+    with _bar(f"{part} features", len(rows)) as progress:
+        yield from features.parts(
             apply,
             variables,
             examples,
@@ -234,7 +295,7 @@ def _extract(workdir, part, loaded: Loaded, found: Inputs, *, apply=None) -> Fea
             shorter_side=found.shorter_side,
             mesh=devices.mesh(),
             source=loaded.source,
-            progress=lambda done: bar.update(task, completed=done),
+            progress=progress,
         )
 
 
@@ -259,6 +320,8 @@ def _top(right, found) -> dict[str, float]:
 
 
 def _finish(protocol, workdir, loaded, found, name, table, *, task="", notes=()):
+    if not _is_first():
+        return
     data = found.config.data
     results.write(
         workdir,

@@ -29,7 +29,7 @@ from vicreg_jax.train import memory, monitor, parts
 from vicreg_jax.train.autopsy import autopsy
 from vicreg_jax.train.recorder import Recorder
 from vicreg_jax.train.step import make_train_step
-from vicreg_jax.train.watchdog import Watchdog
+from vicreg_jax.watchdog import Watchdog
 
 
 class Trained(NamedTuple):

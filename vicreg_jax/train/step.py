@@ -90,14 +90,8 @@ def make_train_step(
         values = {"loss": loss, **terms, "grad_norm": optax.tree.norm(grads)}
         norms = jnp.stack([loss, values["grad_norm"], optax.tree.norm(updates)])
         good = jnp.all(jnp.isfinite(norms))
-        learned = params, batch_stats, opt_state
-        kept = state.params, state.batch_stats, state.opt_state
-        learned = jax.tree.map(lambda a, b: jnp.where(good, a, b), learned, kept)
-        bad = (~good).astype(jnp.int32)
-        row, total = state.skipped
-        skipped = jnp.stack([(row + 1) * bad, total + bad])
-        values |= {"skipped_in_a_row": skipped[0], "skipped_steps": skipped[1]}
-        return TrainState(state.step + 1, *learned, skipped), values, outputs
+        new = state.after(good, params, batch_stats, opt_state)
+        return new, values | new.counts(), outputs
 
     def several(state, batch):
         shared, *parts = batch

@@ -1,0 +1,87 @@
+"""Frozen features of views as training saw them, augmented; no files."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vicreg_jax import sharding
+from vicreg_jax.config import Config
+from vicreg_jax.data import batches, plan, views
+from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data.feed import Feed
+
+BATCH = 128  # images, of two views each
+
+
+def augmented(
+    apply: Callable[[Any, jax.Array], jax.Array],
+    variables: Any,
+    images: np.ndarray | Encoded,
+    config: Config,
+    *,
+    rows: np.ndarray,
+    count: int,
+    mesh: Mesh,
+    progress: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Returns features of augmented views, float32 [n, count, f], by all devices.
+
+    The views of an image come in pairs, a first and a second view of a run; they are a
+    pure function of config.seed, whatever the number of devices or processes.
+
+    Args:
+      apply: (variables, views [b, s, s, c]) -> [b, f].
+      config: its seed, data and augmentations.
+      rows: int [n], which images.
+      count: of views of each image.
+      progress: is told how many views are done.
+
+    Raises:
+      ValueError: what `batches.check` refuses, or too many files that cannot be read.
+    """
+    batches.check(images, config)
+    size = -(-BATCH // mesh.size) * mesh.size
+    blocks, pairs = -(-len(rows) // size), -(-count // 2)
+    padded = np.pad(rows, (0, blocks * size - len(rows)), mode="edge")
+
+    def planner(step):
+        block = step % blocks
+        uniforms = plan.uniforms(config.seed, step, (size, 2, views.NUMBERS))
+        return plan.Plan(padded[block * size : (block + 1) * size], uniforms)
+
+    own, canvas = sharding.rows(size), batches.canvas(images, config)
+    held = batches.is_small(images)
+    render = partial(
+        batches.render,
+        config=config,
+        in_turn=jax.default_backend() == "cpu" and mesh.size == 1,
+        shape=images.shape[1:] if held else (),
+    )
+    whole, split = sharding.whole(mesh), sharding.split(mesh)
+    parts = (whole, split, split) if held else (split, split)
+
+    @partial(jax.jit, in_shardings=(whole, parts), out_shardings=whole)
+    def see(variables, batch):
+        seen = [apply(variables, view) for view in render(batch)]
+        return jnp.stack(seen, axis=1).astype(jnp.float32)
+
+    def make(step):
+        return batches.batch(planner, images, config, step, rows=own, canvas=canvas)
+
+    variables = sharding.placed(variables, whole)
+    resident = ()
+    if held:
+        flat = images.reshape(len(images), -1)
+        resident = (sharding.place(flat, whole),)
+    found = []
+    for step, batch in Feed(make, range(pairs * blocks), sharding=split):
+        found.append(np.asarray(see(variables, (*resident, *batch))))
+        progress(2 * size * (step + 1))
+    everything = np.stack(found).reshape(pairs, blocks * size, 2, -1)
+    in_order = everything.transpose(1, 0, 2, 3)[: len(rows)]
+    return in_order.reshape(len(rows), 2 * pairs, -1)[:, :count]
