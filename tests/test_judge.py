@@ -4,15 +4,16 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from test_main import DIGITS, ROOT, TINY, lines, main
 
-from vicreg_jax import checkpoint
+from vicreg_jax import checkpoint, convert, models, protocol
 from vicreg_jax.data import sources
-from vicreg_jax.evaluate import encode
+from vicreg_jax.evaluate import encode, tasks
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,20 @@ def test_a_mistake_is_refused_in_one_line(name, run, tmp_path):
     said = [x for x in done.stderr.splitlines() if x.startswith("vicreg_jax: ")]
     assert len(said) == 1 and filled(expected) in said[0]
     assert not workdir.exists() or not list(workdir.iterdir())
+
+
+def test_small_images_are_not_enlarged_for_want_of_their_size(tmp_path):
+    files = pytest.importorskip("safetensors.numpy", reason="needs safetensors")
+    encoder = models.create("resnet18", stem="cifar")
+    shapes = jax.eval_shape(
+        lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
+    )
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+    files.save_file(convert.to_torch(zeros), tmp_path / "encoder.safetensors")
+    given = dict(task="knn", checkpoint=str(tmp_path / "encoder.safetensors"))
+    with pytest.raises(ValueError, match="stem 'cifar' is for small ones; give config"):
+        tasks.run(protocol.parse(given), tmp_path / "out", name="knn")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_report_needs_a_run(tmp_path):

@@ -56,6 +56,7 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
     """
     devices.mesh()
     loaded = checkpoint.load(protocol.checkpoint)
+    _need_image_size(protocol, loaded)
     choose = multilabel_inputs if protocol.task == "svm" else inputs
     found = choose(protocol, loaded.config, mean=loaded.mean, std=loaded.std)
     if protocol.task != "features":
@@ -72,6 +73,19 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
             results.show(finished)
         return
     TASKS[protocol.task](protocol, workdir, loaded, found, name)
+
+
+def _need_image_size(protocol, loaded):
+    """Raises where 224 pixels, which a file that does not say is taken for, are wrong.
+
+    An encoder for small images would see them enlarged, and be worse than it is.
+    """
+    stem = getattr(loaded.module, "stem", "imagenet")
+    if not (loaded.config or protocol.data.image_size or stem == "imagenet"):
+        raise ValueError(
+            f"{protocol.checkpoint} does not say of which size its images were, and its"
+            f" stem {stem!r} is for small ones; give config.data.image_size, such as 32"
+        )
 
 
 def linear(protocol, workdir, loaded, found, name):
