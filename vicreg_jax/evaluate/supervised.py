@@ -80,7 +80,7 @@ def fit(
         in_turn=one_cpu,
         shape=images.shape[1:] if held else (),
     )
-    model = _Frozen if protocol.task == "linear" else _Tuned
+    model = Frozen if protocol.task == "linear" else Tuned
     model = model(protocol, encoder, found.classes, epoch)
     begin = jax.jit(partial(model.init, config=config), out_shardings=whole)
     shapes = jax.eval_shape(begin, variables)
@@ -245,7 +245,7 @@ class _Chosen:
         return plan.Plan(self._kept[indices], uniforms)
 
 
-class _Frozen:
+class Frozen:
     """A bank of heads on an encoder that stays as it is."""
 
     def __init__(self, protocol, encoder, classes, epoch):
@@ -309,7 +309,7 @@ class _Frozen:
         return _top(scores)
 
 
-class _Tuned:
+class Tuned:
     """One head on an encoder that learns too."""
 
     def __init__(self, protocol, encoder, classes, epoch):
