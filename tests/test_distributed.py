@@ -40,7 +40,7 @@ PROGRAM = """if True:
     said = dict(joined=joined, process=process, of=jax.process_count(),
         devices=jax.device_count(), total=float(total), seen=np.ravel(seen).tolist())
     # Gloo writes to the other; in one piece, as others may write here too.
-    sys.stderr.write(json.dumps(said) + "\n")
+    sys.stderr.write(json.dumps(said) + "\\n")
 """
 
 
@@ -144,8 +144,20 @@ def test_a_process_that_fails_does_not_wait_for_the_others():
         assert other.poll() is None  # it waits; its launcher or jax will end it
 
 
-def test_leaving_alone_does_nothing():
-    distributed.leave(3)
+def test_a_process_that_fails_does_not_wait_for_its_own_threads():
+    program = """if True:
+        import threading, time
+        from vicreg_jax import distributed
+
+        threading.Thread(target=time.sleep, args=[600]).start()
+        print("said", end="")
+        distributed.leave(3)
+    """
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (3, "said"), done.stderr
 
 
 def test_what_jax_cannot_start_is_one_line(monkeypatch):

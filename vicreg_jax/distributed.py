@@ -77,16 +77,15 @@ def start(
 
 
 def leave(status: int) -> None:
-    """Ends this process at once if it is one of several; else does nothing.
+    """Ends this process, which failed, at once.
 
-    For one that failed: leaving as usual, it would wait up to `SHUTDOWN` for the
-    others, which wait for it in a collective. They end when its heartbeats stay away,
-    or by their launcher.
+    Leaving as usual, one of several would wait up to `SHUTDOWN` for the others, which
+    wait for it in a collective; they end when its heartbeats stay away, or by their
+    launcher. And threads that ask a bucket which does not answer would be waited for.
     """
-    if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def check_devices(environ: Mapping[str, str] = os.environ) -> None:

@@ -204,7 +204,6 @@ def console() -> None:
         else:
             traceback.print_exc()
         distributed.leave(status)
-        sys.exit(status)
 
 
 if __name__ == "__main__":
