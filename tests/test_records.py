@@ -122,10 +122,9 @@ def test_a_text_is_refused(tmp_path):
         Records(parts([str(tmp_path / "a")]))
 
 
-@pytest.mark.parametrize("read", [lambda x: Records(parts([x])), tfrecords])
-def test_a_file_in_a_bucket_is_refused(read):
-    with refused(ValueError, "on a disk or a mounted bucket; got gs://bucket/a"):
-        read("gs://bucket/a")
+def test_a_bucket_of_another_service_is_refused():
+    with refused(FileNotFoundError, "no file matches 's3://bucket/a'; expected"):
+        tfrecords("s3://bucket/a")
 
 
 # tfrecords: encoded images in tf.train.Examples.

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from vicreg_jax.data import host_pixels, views
+from vicreg_jax.data import files, host_pixels, views
 
 CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
 BROKEN_AT_MOST = 0.01  # share of a data set; more than that is not an accident
@@ -96,6 +96,7 @@ class Encoded:
 
         Raises:
           ValueError: more than one in a hundred images are broken.
+          files.Unreachable: the images' bucket refuses, or does not answer.
           ModuleNotFoundError: Numba is not installed, which colour needs.
         """
         indices = np.array(indices)
@@ -146,6 +147,8 @@ class Encoded:
         def one(index):
             try:
                 image = _converted(self._header(self.read(index)), channels)
+            except files.Unreachable:
+                raise
             except Exception as error:  # whatever a damaged file makes Pillow raise
                 raise ValueError(
                     f"{self.names[index]} cannot be read ({error}); mend or remove it"
@@ -177,6 +180,8 @@ class Encoded:
         def one(index):
             try:
                 self.whole(index)
+            except files.Unreachable:
+                raise
             except Exception as error:  # whatever a damaged file makes Pillow raise
                 self._note(index, error)
 
@@ -219,6 +224,8 @@ class Encoded:
                 with self._timed("read"):
                     data = self.read(index)
                 return self._header(data)
+        except files.Unreachable:  # to replace its images would change the training
+            raise
         except Exception as error:  # whatever a damaged file makes Pillow raise
             self._note(index, error)
 

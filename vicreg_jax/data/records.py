@@ -1,6 +1,5 @@
 """TFRecord files and data sets prepared by tfds, with random access to their images."""
 
-import glob
 import os
 import re
 import struct
@@ -10,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
+from vicreg_jax.data import files
 from vicreg_jax.data.encoded import Encoded, cores
 
 IMAGE_KEYS = ("image/encoded", "image")  # of the usual ImageNet TFRecords, and of tfds
 LABEL_KEYS = ("image/class/label", "label")
 IN_MEMORY = 2**30  # bytes of images that are decoded once and held
+WAITING = 32  # threads at least that read from a bucket, where they mostly wait
 
 
 class Records:
@@ -28,12 +29,13 @@ class Records:
 
     Raises:
       FileNotFoundError: there is no such file.
+      files.Unreachable: the bucket of a file refuses, or does not answer.
       ValueError: a file is no TFRecord file, or is cut short.
     """
 
     def __init__(self, parts: Sequence[tuple[str, int, int]]):
         self._paths = [path for path, _, _ in parts]
-        with ThreadPoolExecutor(cores()) as threads:
+        with ThreadPoolExecutor(readers(self._paths[0])) as threads:
             found = list(threads.map(_index, self._paths))
         kept = [
             index[skip : len(index) if take < 0 else skip + take]
@@ -47,12 +49,15 @@ class Records:
 
     def __getitem__(self, index: int) -> bytes:
         start, length = self._where[index].tolist()
-        with open(self._paths[self._file[index]], "rb") as file:
-            file.seek(start)
-            return file.read(length)
+        return files.read(self._paths[self._file[index]], start, length)
 
     def name(self, index: int) -> str:
         return f"{self._paths[self._file[index]]}@{self._where[index][0]}"
+
+
+def readers(path: str | os.PathLike) -> int:
+    """Returns how many threads are to read where this file or folder is."""
+    return max(cores(), WAITING) if files.in_bucket(path) else cores()
 
 
 class Names(Sequence):
@@ -73,15 +78,15 @@ class Names(Sequence):
 class Labels(Sequence):
     """Labels that are read when they are asked for: a record each, image and all."""
 
-    def __init__(self, read, length):
-        self._read, self._length = read, length
+    def __init__(self, read, length, threads):
+        self._read, self._length, self._threads = read, length, threads
 
     def __len__(self):
         return self._length
 
     def __getitem__(self, index):
         if np.ndim(index):
-            with ThreadPoolExecutor(cores()) as threads:
+            with ThreadPoolExecutor(self._threads) as threads:
                 found = list(threads.map(self._read, np.asarray(index).tolist()))
             return np.array(found, np.int64)
         if not 0 <= index < self._length:
@@ -96,18 +101,22 @@ def tfrecords(pattern: str) -> Encoded:
     """Returns the images of TFRecord files, in the order of the file names.
 
     Args:
-      pattern: such as DIR/train-*; the records are tf.train.Examples with an encoded
-        image named image/encoded or image, and perhaps a label from 0 on, named
-        image/class/label or label.
+      pattern: such as DIR/train-* or gs://BUCKET/DIR/train-*; the records are
+        tf.train.Examples with an encoded image named image/encoded or image, and
+        perhaps a label from 0 on, named image/class/label or label.
 
     Raises:
       FileNotFoundError: no file matches.
+      files.Unreachable: the bucket refuses, or does not answer.
       ValueError: no TFRecord file, or no such image in the first record.
     """
-    _refuse_bucket(pattern)
-    paths = sorted(glob.glob(os.path.expanduser(pattern)))
+    paths = files.matching(pattern)
     if not paths:
-        raise FileNotFoundError(f"data.path: no file matches {pattern!r}")
+        why = ", or there is no such bucket" if files.in_bucket(pattern) else ""
+        raise FileNotFoundError(
+            f"data.path: no file matches {pattern!r}{why}; expected files, such as"
+            " DIR/train-* or gs://BUCKET/DIR/train-*"
+        )
     if os.path.isdir(paths[0]):
         raise ValueError(
             f"data.path: {paths[0]} is a folder; give the files, such as"
@@ -135,7 +144,8 @@ def tfrecords(pattern: str) -> Encoded:
     return Encoded(
         lambda i: example(records[i])[key].bytes_list.value[0],
         Names(records.name, len(records)),
-        labels=Labels(read_label, len(records)) if label else None,
+        labels=Labels(read_label, len(records), readers(pattern)) if label else None,
+        threads=readers(pattern),
     )
 
 
@@ -218,9 +228,15 @@ def _on_disk(builder, length, example, name):
     """Returns images that stay encoded, and their labels, if they have any."""
     features = builder.info.features  # which is no dict
     names = getattr(features["label"], "names", None) if "label" in features else None
-    labels = Labels(lambda i: int(example(i)[1]), length) if names else None
+    threads, labels = readers(builder.data_dir), None
+    if names:
+        labels = Labels(lambda i: int(example(i)[1]), length, threads)
     images = Encoded(
-        lambda i: example(i)[0], Names(name, length), labels=labels, classes=names or ()
+        lambda i: example(i)[0],
+        Names(name, length),
+        labels=labels,
+        classes=names or (),
+        threads=threads,
     )
     return images, labels
 
@@ -329,27 +345,21 @@ def _parser():
     return parse
 
 
-def _refuse_bucket(path):
-    if "://" in path:
-        raise ValueError(
-            f"TFRecord files must be on a disk or a mounted bucket; got {path}"
-        )
-
-
 def _index(path):
     """Returns int64 [records, 2]: where each record starts, and its length in bytes.
 
     A record is its length (8 bytes), a checksum (4), the data, and a checksum (4).
     """
-    _refuse_bucket(path)
-    found = []
-    with open(path, "rb", buffering=0) as file:
-        end, position = os.fstat(file.fileno()).st_size, 0
-        while position < end:
-            header = os.pread(file.fileno(), 8, position)
-            length = struct.unpack("<Q", header)[0] if len(header) == 8 else end
+    found, position = [], 0
+    with files.opened(path) as read:
+        while len(header := read(8, position)) == 8:
+            length = struct.unpack("<Q", header)[0]
+            if length > 2**40:  # is no length
+                break
             found.append((position + 12, length))
             position += length + 16
-    if position != end:
-        raise ValueError(f"{path} is cut short, or is no (uncompressed) TFRecord file")
+        if header or (position and not read(1, position - 1)):
+            raise ValueError(
+                f"{path} is cut short, or is no (uncompressed) TFRecord file"
+            )
     return np.array(found, np.int64).reshape(-1, 2)

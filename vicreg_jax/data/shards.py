@@ -19,25 +19,28 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import struct
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from vicreg_jax.data import encoded
-from vicreg_jax.data.records import Names
+from vicreg_jax.data import encoded, files
+from vicreg_jax.data.records import Names, readers
 
 FORMAT = 1
 INDEX, LABELS, DRAFT = "index.json", "labels.npy", "unfinished"
 WRITE, READ = "group_size:1,uncompressed", "readahead_buffer_size:0,max_parallelism:0"
 HEAD = struct.Struct("<IiI")  # crc32, label, length of the name
 OPEN_AT_MOST = 256  # files; a process may often have 1024
+PATIENCE = 100  # seconds for a first answer from a bucket
 
 
 def prepare(
@@ -80,6 +83,11 @@ def prepare(
             f"expected 1 to {len(images)} shards (as many as images), shorter_side >= 0"
             f" and quality 0 to 100; got {shards}, {shorter_side} and {quality}"
         )
+    if re.match(r"\w{2,}:/", str(out)):  # a Path has lost the second slash
+        raise ValueError(
+            f"prepared images are written into a folder on a disk; got {out}; then copy"
+            " it: gcloud storage cp -r FOLDER gs://BUCKET"
+        )
     _array_record()
     quality = quality or (90 if shorter_side else 0)
     settings = dict(format=FORMAT, shards=shards)
@@ -87,7 +95,7 @@ def prepare(
     out = Path(out).expanduser()
     draft = out / DRAFT
     if (out / INDEX).exists():
-        _refuse_others(out, _index(out)["settings"], settings)
+        _refuse_others(out, _index(str(out))["settings"], settings)
         shutil.rmtree(draft, ignore_errors=True)  # it was stopped right before that
         return
     new = not out.exists() or (out.is_dir() and not any(out.iterdir()))
@@ -99,17 +107,17 @@ def prepare(
         if path.exists():
             _refuse_others(out, json.loads(path.read_text()), settings)
         _put(draft, path, settings)
-        files = _write_shards(images, out, settings, progress)
-        broken = [x for file in files for x in file.pop("broken")]
+        entries = _write_shards(images, out, settings, progress)
+        broken = [x for entry in entries for x in entry.pop("broken")]
         index = dict(format=FORMAT, examples=len(images) - len(broken))
-        index |= dict(settings=settings, files=files, broken=broken)
+        index |= dict(settings=settings, files=entries, broken=broken)
         index["classes"] = list(images.classes)
         if images.labels is not None:
             everything = np.asarray(images.labels)
             kept = np.delete(everything, [x["index"] for x in broken])
             np.save(held := io.BytesIO(), kept.astype(np.int32))
             _put(draft, out / LABELS, held.getvalue())
-            files.append(_entry(out / LABELS, examples=0))
+            entries.append(_entry(out / LABELS, examples=0))
         _put(draft, out / INDEX, index)
     shutil.rmtree(draft)
 
@@ -118,29 +126,33 @@ def shards(path: str | os.PathLike, *, threads: int | None = None) -> encoded.En
     """Returns the images of a folder that `prepare` made.
 
     Args:
-      path: the folder.
-      threads: see `Encoded`.
+      path: the folder, perhaps in a bucket: gs://...
+      threads: see `Encoded`; in a bucket 32 at least by default.
 
     Raises:
       FileNotFoundError: there is no such folder, or it is not finished or complete.
+      files.Unreachable: the bucket refuses, or does not answer.
       ValueError: its format is unknown, or a file is cut short or damaged.
       ModuleNotFoundError: array_record is not installed.
     """
-    root = Path(path).expanduser()
+    root = files.folder(path)
     index = _index(root)
     _array_record()
     labels, last = None, index["files"][-1]
     if last["file"] == LABELS:
-        if _checksum(root / LABELS) != last["crc32"]:
-            raise ValueError(f"{root / LABELS} is damaged: its checksum is wrong")
-        labels = np.load(root / LABELS).astype(int)
+        held = files.read(f"{root}/{LABELS}")
+        if zlib.crc32(held) != last["crc32"]:
+            raise ValueError(f"{root}/{LABELS} is damaged: its checksum is wrong")
+        labels = np.load(io.BytesIO(held)).astype(int)
     examples = _Examples(root, index["files"])
+    if files.in_bucket(root):
+        examples.try_bucket()
     return encoded.Encoded(
         lambda i: examples[i][1],
         Names(examples.name, index["examples"]),
         labels=labels,
         classes=index["classes"],
-        threads=threads,
+        threads=threads or readers(root),
     )
 
 
@@ -149,29 +161,47 @@ def verify(path: str | os.PathLike) -> list[str]:
 
     Raises: as `shards`, of the folder and its index.json.
     """
-    root = Path(path).expanduser()
-    files = _index(root, sizes=False)["files"]
-    return [x["file"] for x in files if _checksum(root / x["file"]) != x["crc32"]]
+    root = files.folder(path)
+    entries = _index(root, sizes=False)["files"]
+    return [x["file"] for x in entries if _checksum(root, x["file"]) != x["crc32"]]
 
 
 class _Examples:
     """Examples by number; several threads may ask at once, and share open files."""
 
-    def __init__(self, root, files):
-        self._root, self._files = root, files
-        self._ends = list(itertools.accumulate(file["examples"] for file in files))
+    def __init__(self, root, entries):
+        self._root, self._files = root, entries
+        self._ends = list(itertools.accumulate(file["examples"] for file in entries))
         self._reader = functools.lru_cache(OPEN_AT_MOST)(self._open)
 
     def __getitem__(self, index: int) -> tuple[str, bytes]:
         """Returns the name and the image; raises whatever a damaged file brings."""
         shard, position = self._where(index)
-        record = self._reader(shard).read([position])[0]
+        record = self._read(self._reader(shard), shard, position)
         crc32, _, length = HEAD.unpack_from(record)
         if zlib.crc32(memoryview(record)[4:]) != crc32:
             raise ValueError("the checksum of the record is wrong")
         image = HEAD.size + length
         name = record[HEAD.size : image].decode("utf-8", "surrogateescape")
         return name, record[image:]
+
+    def try_bucket(self) -> None:
+        """Raises files.Unreachable where ArrayRecord's own client gets no answer.
+
+        Without credentials it would look for them for a quarter of an hour.
+        """
+
+        def open_one():
+            with suppress(Exception):  # which the first image meets again
+                self._reader(0)
+
+        thread = threading.Thread(target=open_one, name="first answer", daemon=True)
+        thread.start()
+        thread.join(PATIENCE)
+        if thread.is_alive():
+            path = f"{self._root}/{self._files[0]['file']}"
+            reason = f"ArrayRecord's client had no answer in {PATIENCE} seconds"
+            raise files.unreachable(path, reason)
 
     def name(self, index: int) -> str:
         shard, position = self._where(index)
@@ -186,12 +216,24 @@ class _Examples:
         shard = bisect.bisect_right(self._ends, index)
         return shard, index - self._ends[shard] + self._files[shard]["examples"]
 
+    def _read(self, reader, shard, position):
+        try:
+            return reader.read([position])[0]
+        except RuntimeError as error:
+            if "gs://" not in str(error):  # it got the bytes, but they are damaged
+                raise
+            path = f"{self._root}/{self._files[shard]['file']}"
+            raise files.unreachable(path, str(error)) from error
+
     def _open(self, shard):
         file = self._files[shard]
         reader = _array_record().ArrayRecordReader(
-            str(self._root / file["file"]), READ, file_reader_buffer_size=2**15
+            f"{self._root}/{file['file']}", READ, file_reader_buffer_size=2**15
         )
         if reader.num_records() != file["examples"]:  # 0 in files it cannot read
+            if not reader.ok():
+                with suppress(RuntimeError):
+                    self._read(reader, shard, 0)  # tells whether the bucket refused
             raise ValueError(f"{file['file']} is damaged: its own index is wrong")
         return reader
 
@@ -266,6 +308,8 @@ def _make(images, settings, index):
         if quality:
             image.save(file := io.BytesIO(), "jpeg", quality=quality)
             data = file.getvalue()
+    except files.Unreachable:
+        raise
     except Exception as error:  # whatever a damaged file makes Pillow raise
         reason = f"{type(error).__name__}: {str(error).partition(' <_io.')[0]}"
         return dict(index=index, name=name, reason=reason)
@@ -334,25 +378,28 @@ def _alone(draft):
 
 def _index(root, *, sizes=True):
     """Returns index.json; its format is known and the files are of their sizes."""
-    path = root / INDEX
-    if not root.is_dir():
-        raise FileNotFoundError(f"data.path: there is no folder {str(root)!r}")
-    if not path.exists():
-        why = "not finished" if (root / DRAFT).is_dir() else "not prepared"
-        raise FileNotFoundError(f"data.path: {root} is {why}: it has no {INDEX}")
+    path = f"{root}/{INDEX}"
+    if not files.in_bucket(root) and not os.path.isdir(root):
+        raise FileNotFoundError(f"data.path: there is no folder {root!r}")
     try:
-        index = json.loads(path.read_text())
+        held = files.read(path)
+    except FileNotFoundError as error:
+        state = "not finished" if os.path.isdir(f"{root}/{DRAFT}") else "not prepared"
+        why = f"{root} is {state}: it has no {INDEX}"
+        if files.in_bucket(root):
+            why = f"{error}; expected a copy of what the task prepare wrote"
+        raise FileNotFoundError(f"data.path: {why}") from error
+    try:
+        index = json.loads(held)
         known = index["format"] == FORMAT
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
     if not known:
         raise ValueError(f"{path}: expected format {FORMAT}, got {index['format']}")
-    for file in index["files"] if sizes else []:
-        path, size = root / file["file"], _size(root / file["file"])
-        if size is None:
-            raise FileNotFoundError(f"{path} is missing")
-        if size != file["bytes"]:
-            raise ValueError(f"{path} has {size} bytes; expected {file['bytes']}")
+    if sizes:
+        wanted = [(f"{root}/{x['file']}", x["bytes"]) for x in index["files"]]
+        with ThreadPoolExecutor(readers(root)) as threads:
+            list(threads.map(files.check_size, *zip(*wanted, strict=True)))
     return index
 
 
@@ -360,7 +407,7 @@ def _entry(path, *, examples):
     """Returns what index.json says of a file, which is on the disk from then on."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-    checked = dict(bytes=_size(path), crc32=_checksum(path))
+    checked = dict(bytes=_size(path), crc32=_checksum(path.parent, path.name))
     return dict(file=path.name, examples=examples) | checked
 
 
@@ -368,13 +415,13 @@ def _size(path):
     return path.stat().st_size if path.exists() else None
 
 
-def _checksum(path):
+def _checksum(root, name):
     crc32 = 0
-    if not path.exists():
+    try:
+        for piece in files.pieces(f"{root}/{name}"):
+            crc32 = zlib.crc32(piece, crc32)
+    except FileNotFoundError:
         return None
-    with open(path, "rb") as file:
-        while data := file.read(2**20):
-            crc32 = zlib.crc32(data, crc32)
     return crc32
 
 

@@ -12,6 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from vicreg_jax.config import Data
+from vicreg_jax.data import files
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.folder import folder
 from vicreg_jax.data.records import Labels, from_tfds, tfrecords
@@ -19,6 +20,7 @@ from vicreg_jax.data.shards import shards
 
 # Sources of image files, each a function of a path.
 FILES = {"folder": folder, "prepared": shards, "tfrecord": tfrecords}
+LOCAL = ("arrays", "folder")  # are read from a disk alone
 
 
 class Noise:
@@ -123,8 +125,15 @@ def load(data: Data, *, seed: int, test_path: str = "", test_split: str = "") ->
       test_split: of tfds; see `from_tfds`.
 
     Raises:
-      ValueError: there is no such data, or the classes of the test images are others.
+      ValueError: there is no such data, it is in a bucket and should not be, or the
+        classes of the test images are others.
     """
+    for path in (data.path, test_path) if data.name in LOCAL else ():
+        if files.in_bucket(path):
+            raise ValueError(
+                f"{path}: data.name={data.name} is read from a disk; from a bucket are"
+                " read prepared (see the task prepare), tfrecord and tfds"
+            )
     if data.name == "digits":
         return digits(validation=data.validation)
     if data.name == "arrays":

@@ -1,0 +1,170 @@
+"""Files on a disk or in a Google Cloud Storage bucket (gs://...); it never writes.
+
+Buckets are read by tensorstore, which comes with Orbax: it finds Google's credentials,
+tries again what fails for a moment, and may be asked by several threads at once. Like
+JAX, it does not survive os.fork.
+"""
+
+import functools
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+# A minute and a half in all. By default it would be a quarter of an hour, in silence.
+RETRIES = dict(max_retries=8, initial_delay="0.5s", max_delay="32s")
+AT_ONCE = 256  # requests; the threads that ask are fewer
+
+
+class Unreachable(OSError):
+    """A bucket refuses, or does not answer: no fault of the images in it."""
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Tells whether a path is in a bucket, even one of which Path has cut a slash."""
+    return str(path).startswith("gs:/")
+
+
+def folder(path: str | os.PathLike) -> str:
+    """Returns a folder's path to which /NAME can be appended."""
+    if in_bucket(path):
+        return re.sub("(?<=[^/:])/+$", "", str(path))
+    return str(Path(path).expanduser())
+
+
+def read(path: str, start: int = 0, length: int | None = None) -> bytes:
+    """Returns some bytes of a file, fewer where it ends; by default all.
+
+    Raises:
+      FileNotFoundError: there is no such file, or no such bucket.
+      Unreachable: the bucket refuses, or does not answer.
+      ValueError: the name of the bucket cannot be one.
+    """
+    if in_bucket(path):
+        return _read(path, start, length)
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(-1 if length is None else length)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[Callable[[int, int], bytes]]:
+    """Gives a function (length, start) -> bytes, for many small reads of one file.
+
+    It returns fewer bytes where the file ends. Raises: as `read`.
+    """
+    if in_bucket(path):
+        yield lambda length, start: _read(path, start, length)
+        return
+    with open(path, "rb", buffering=0) as file:
+        yield functools.partial(os.pread, file.fileno())
+
+
+def pieces(path: str) -> Iterator[bytes]:
+    """Yields a whole file, a few MiB at a time. Raises: as `read`."""
+    each = 2**24 if in_bucket(path) else 2**20  # a request is dearer
+    with opened(path) as read_some:
+        start = 0
+        while piece := read_some(each, start):
+            yield piece
+            start += len(piece)
+
+
+def check_size(path: str, expected: int) -> None:
+    """Raises where a file is not of this size, in bytes, at least 1.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it has another size.
+      Unreachable: see `read`.
+    """
+    try:
+        if in_bucket(path):  # from the last byte on, as tensorstore tells no sizes
+            rest = len(_read(path, expected - 1, None))
+            size = expected - 1 + rest if rest else "fewer"
+        else:
+            size = os.stat(path).st_size
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing") from error
+    if size != expected:
+        raise ValueError(f"{path} has {size} bytes; expected {expected}")
+
+
+def matching(pattern: str) -> list[str]:
+    """Returns the paths that match, such as DIR/train-*, sorted; perhaps none.
+
+    Raises:
+      Unreachable: see `read`.
+      ValueError: see `read`.
+    """
+    if not in_bucket(pattern):
+        return sorted(glob.glob(os.path.expanduser(pattern)))
+    bucket, wanted = _split(pattern)
+    first = re.split(r"[*?\[]", wanted)[0]  # all names begin with that
+    with _explained(pattern):
+        found = _bucket(bucket, first).list().result()
+    # An absolute pattern, as a relative one would match the end of a name.
+    keys = sorted(first + key.decode() for key in found)
+    keys = [key for key in keys if PurePosixPath(f"/{key}").match(f"/{wanted}")]
+    if not keys:  # tensorstore lists nothing where it is refused, too; a read tells
+        with suppress(FileNotFoundError):
+            _read(pattern, 0, 1)
+    return [f"gs://{bucket}/{key}" for key in keys if not key.endswith("/")]
+
+
+def unreachable(path: str, reason: str) -> Unreachable:
+    """Returns the error of a bucket's file, in one line."""
+    reason = " ".join(reason.partition(" [http_")[0].split())[:300]
+    return Unreachable(
+        f"{path} cannot be read: {reason}; check the network, and that the account of"
+        " `gcloud auth application-default login`, GOOGLE_APPLICATION_CREDENTIALS or"
+        " this machine may read the bucket"
+    )
+
+
+def _read(path, start, length):
+    bucket, key = _split(path)
+    stop = None if length is None else start + length
+    some = slice(start, stop) if start or stop is not None else None
+    with _explained(path):
+        store = _bucket(bucket)
+        try:
+            found = store.read(key, byte_range=some).result()
+        except ValueError as error:
+            if not str(error).startswith("OUT_OF_RANGE"):
+                raise
+            # It gives all of a range or nothing; what is left of the file is less.
+            return b"" if stop is None else _read(path, start, None)
+    if found.state == "missing":
+        raise FileNotFoundError(f"there is no {path}, or no bucket {bucket!r}")
+    return found.value
+
+
+@contextmanager
+def _explained(path):
+    try:
+        yield
+    except (FileNotFoundError, Unreachable):
+        raise
+    except Exception as error:  # tensorstore has a type for each kind of status
+        raise unreachable(path, str(error)) from error
+
+
+def _split(path):
+    """Returns the bucket's name, and the file's name in it."""
+    bucket, _, key = path.removeprefix("gs://").partition("/")
+    if not re.fullmatch("[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
+        raise ValueError(f"expected gs://BUCKET/NAME; got {path!r}")
+    return bucket, key
+
+
+@functools.cache
+def _bucket(name, prefix=""):
+    import tensorstore
+
+    context = dict(gcs_request_retries=RETRIES)
+    context |= dict(gcs_request_concurrency=dict(limit=AT_ONCE))
+    spec = dict(driver="gcs", bucket=name, path=prefix, context=context)
+    return tensorstore.KvStore.open(spec).result()
