@@ -1,6 +1,7 @@
 """Runs of several processes through the real entry point, killed and continued."""
 
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -31,11 +32,11 @@ FLAGS = (
 )
 
 
-def start(workdir, processes, devices, *flags):
+def start(workdir, processes, devices, *flags, base=FLAGS):
     """Starts the processes of a run on this machine."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    command = [sys.executable, "-m", "vicreg_jax.main", *FLAGS, *flags]
+    command = [sys.executable, "-m", "vicreg_jax.main", *base, *flags]
     command.append(f"--workdir={workdir}")
     shared = dict(JAX_NUM_CPU_DEVICES=str(devices), NPROC="16")
     several = processes > 1
@@ -67,18 +68,24 @@ def finish(running, timeout=300):
     return [process.returncode for process in running], said
 
 
-def kill(workdir, running, number, target, who):
-    """Sends a signal to one of the processes once the record has reached a step."""
+def reached(workdir, running, target):
+    """Waits until the record has a step; returns whether it has, with all alive."""
     begin = time.monotonic()
     while time.monotonic() < begin + 240:
         if any(process.poll() is not None for process in running):
-            return
+            return False
         path = workdir / "metrics.jsonl"
         done = lines(workdir) if path.exists() and path.read_text() else []
         if done and done[-1]["step"] >= target:
-            running[who].send_signal(number)
-            return
+            return True
         time.sleep(0.01)
+    return False
+
+
+def kill(workdir, running, number, target, who):
+    """Sends a signal to one of the processes once the record has reached a step."""
+    if reached(workdir, running, target):
+        running[who].send_signal(number)
 
 
 @pytest.fixture(scope="module")
@@ -90,30 +97,51 @@ def pair(tmp_path_factory):
     return workdir, said
 
 
-@pytest.mark.slow
-def test_two_processes_train_what_one_trains_and_only_the_first_speaks(pair, tmp_path):
-    workdir, said = pair
-    statuses, told = finish(start(tmp_path, 1, 4, "--config.evaluate.knn_epochs=4"))
-    assert statuses == [0], told
-    one, two = lines(tmp_path), lines(workdir)
-    assert [x["step"] for x in one] == [x["step"] for x in two]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The record of the same run by one process with four devices."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    statuses, said = finish(start(workdir, 1, 4, "--config.evaluate.knn_epochs=4"))
+    assert statuses == [0], said
+    return lines(workdir)
+
+
+def check_alike(one, several):
+    assert [x["step"] for x in one] == [x["step"] for x in several]
     for name in ("loss", "invariance", "variance", "covariance", "grad_norm"):
         # Before rounding has had steps to grow.
-        assert two[0][name] == pytest.approx(one[0][name], rel=1e-5), name
-    assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=2e-2)
-    assert abs(two[-1]["knn_top1"] - one[-1]["knn_top1"]) < 10
+        assert several[0][name] == pytest.approx(one[0][name], rel=1e-5), name
+    assert several[-1]["loss"] == pytest.approx(one[-1]["loss"], rel=2e-2)
+    assert abs(several[-1]["knn_top1"] - one[-1]["knn_top1"]) < 10
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains_and_only_the_first_speaks(alone, pair):
+    workdir, said = pair
+    check_alike(alone, lines(workdir))
     assert "step 56/56" in said[0] and "step" not in said[1]
 
 
+@pytest.mark.long
+def test_four_processes_of_one_device_each_train_what_one_trains(alone, tmp_path):
+    statuses, said = finish(start(tmp_path, 4, 1, "--config.evaluate.knn_epochs=4"))
+    assert statuses == [0] * 4, said
+    check_alike(alone, lines(tmp_path))
+
+
 @pytest.mark.slow
-def test_sigterm_to_one_of_two_stops_both_at_one_step_and_they_continue(pair, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_of_two_stops_both_at_one_step_and_they_continue(
+    number, pair, tmp_path
+):
     flags = ("--config.evaluate.knn_epochs=4",)
     running = start(tmp_path, 2, 2, *flags)
-    kill(tmp_path, running, signal.SIGTERM, 10, 1)
+    kill(tmp_path, running, number, 10, 1)
     statuses, said = finish(running)
     assert statuses == [0, 0], said
-    assert "stopped and saved at step" in said[0]
-    assert lines(tmp_path)[-1]["step"] < 56
+    stopped = int(re.search(r"stopped and saved at step (\d+) of 56", said[0])[1])
+    assert checkpoint_hash(tmp_path)[0] == str(stopped)
+    assert lines(tmp_path)[-1]["step"] <= stopped < 56
     statuses, said = finish(start(tmp_path, 2, 2, *flags))
     assert statuses == [0, 0] and "continuing" in said[0], said
     assert checkpoint_hash(tmp_path) == checkpoint_hash(pair[0])
