@@ -176,11 +176,13 @@ def spectra(
             axes.plot(x[shown], y[shown], color=colour)
             if len(curves) > 1 and shown.any():
                 middle = np.flatnonzero(shown)[int(shown.sum() * 0.6 ** (i + 1))]
+                above = i % 2 == 0  # the next one goes below, as curves may coincide
                 axes.annotate(
                     name,
                     (x[middle], y[middle]),
-                    xytext=(3, 3),
+                    xytext=(3, 3) if above else (-3, -9),
                     textcoords="offset points",
+                    ha="left" if above else "right",
                     color=COLOURS["ink"],
                     fontsize=6.5,
                 )

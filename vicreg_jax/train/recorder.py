@@ -51,6 +51,7 @@ class Recorder:
         self._gather = jax.jit(tuple, out_shardings=sharding.whole(mesh))
         self._diagnose = jax.jit(metrics.diagnostics)
         self._feed, self._clock = feed, None
+        self._diagnosed = False
         self._waiting, self._healthy, self._starved = None, True, False
         self._paused = 0.0
 
@@ -75,7 +76,11 @@ class Recorder:
         if logged or step % self._config.every.log_steps == 0:
             # Queued before the next step, so that fetching waits for no other.
             first = [x.addressable_data(0) for x in self._gather(outputs)]
+            begin = time.perf_counter()
             values = values | self._diagnose(*first)
+            if not self._diagnosed:  # compiling is timed apart
+                self._diagnosed = True
+                self.pause(time.perf_counter() - begin)
             n, d = outputs[1].shape
             floor = 2 * max(d - 1, 1) / (n - 1)  # of both views
             values["covariance_over_noise"] = values["covariance"] / floor
