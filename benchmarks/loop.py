@@ -31,7 +31,6 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -112,9 +111,7 @@ class Bare:
             weights=asdict(config.loss),
             mesh=mesh,
             seed=config.seed,
-            render=partial(
-                batches.render, config=config, in_turn=on_cpu and mesh.size == 1
-            ),
+            render=batches.Renderer(images, config, mesh),
             steps=parts.at_once(images, config),
         )
         self._one_by_one = on_cpu and mesh.size > 1  # as the loop does there

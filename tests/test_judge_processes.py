@@ -6,7 +6,8 @@ import signal
 import numpy as np
 import pytest
 import test_processes
-from test_main import DIGITS, ROOT, TINY, checkpoint_hash, lines, main, without_times
+from test_judge import run as run  # noqa: F401, a fixture
+from test_main import ROOT, checkpoint_hash, lines, without_times
 
 NAMES = {
     "knn": ("--config.knn.neighbours=(1,20)",),
@@ -18,14 +19,6 @@ NAMES = {
     "logistic": (),
     "features": ("--config.lidar.images=50", "--config.lidar.views=3"),
 }
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("judge") / "run"
-    done = main(DIGITS, f"--workdir={workdir}", *TINY, "--config.evaluate.draws=0")
-    assert done.returncode == 0, done.stderr
-    return workdir
 
 
 def start(name, run, workdir, processes, devices, *flags):

@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from vicreg_jax import sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data import host_pixels, pixels, plan, views
 from vicreg_jax.data.encoded import Encoded
@@ -115,6 +117,34 @@ def batch(
     sizes = np.array((images if held else chosen).shape[1:3])
     drawn = policies(config)[: uniforms.shape[1]]
     return chosen, views.parameters(uniforms, sizes, drawn)
+
+
+class Renderer:
+    """The device's part of every step: batch -> normalized views, see `render`.
+
+    Attributes:
+      sharding: of the parts of (*resident(), *batch), over the mesh.
+    """
+
+    def __init__(self, images: Any, config: Config, mesh: Mesh):
+        whole, split = sharding.whole(mesh), sharding.split(mesh)
+        self._images, self._config, self._whole = images, config, whole
+        self._in_turn = jax.default_backend() == "cpu" and mesh.size == 1
+        self._held = is_small(images)
+        self.sharding = (whole, split, split) if self._held else (split, split)
+
+    def resident(self) -> tuple[jax.Array, ...]:
+        """Returns what the devices hold throughout: all images, or nothing."""
+        if not self._held:
+            return ()
+        # In rows: the tiles of a TPU would blow up a last axis of 3 channels.
+        rows = self._images.reshape(len(self._images), -1)
+        return (sharding.place(rows, self._whole),)
+
+    def __call__(self, batch: tuple[Any, ...]) -> tuple[jax.Array, ...]:
+        shape = self._images.shape[1:] if self._held else ()
+        how = dict(config=self._config, in_turn=self._in_turn, shape=shape)
+        return render(batch, **how)
 
 
 def render(

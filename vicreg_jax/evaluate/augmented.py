@@ -55,17 +55,10 @@ def augmented(
         return plan.Plan(padded[block * size : (block + 1) * size], uniforms)
 
     own, canvas = sharding.rows(size), batches.canvas(images, config)
-    held = batches.is_small(images)
-    render = partial(
-        batches.render,
-        config=config,
-        in_turn=jax.default_backend() == "cpu" and mesh.size == 1,
-        shape=images.shape[1:] if held else (),
-    )
+    render = batches.Renderer(images, config, mesh)
     whole, split = sharding.whole(mesh), sharding.split(mesh)
-    parts = (whole, split, split) if held else (split, split)
 
-    @partial(jax.jit, in_shardings=(whole, parts), out_shardings=whole)
+    @partial(jax.jit, in_shardings=(whole, render.sharding), out_shardings=whole)
     def see(variables, batch):
         seen = [apply(variables, view) for view in render(batch)]
         return jnp.stack(seen, axis=1).astype(jnp.float32)
@@ -74,11 +67,7 @@ def augmented(
         return batches.batch(planner, images, config, step, rows=own, canvas=canvas)
 
     variables = sharding.placed(variables, whole)
-    resident = ()
-    if held:
-        flat = images.reshape(len(images), -1)
-        resident = (sharding.place(flat, whole),)
-    found = []
+    resident, found = render.resident(), []
     for step, batch in Feed(make, range(pairs * blocks), sharding=split):
         found.append(np.asarray(see(variables, (*resident, *batch))))
         progress(2 * size * (step + 1))

@@ -72,19 +72,13 @@ def fit(
     total = protocol.epochs * epoch
     mesh = devices.mesh(config.data.batch_size)
     whole, split = sharding.whole(mesh), sharding.split(mesh)
-    held, canvas = batches.is_small(images), batches.canvas(images, config)
-    one_cpu = jax.default_backend() == "cpu" and mesh.size == 1
-    render = partial(
-        batches.render,
-        config=config,
-        in_turn=one_cpu,
-        shape=images.shape[1:] if held else (),
-    )
+    canvas = batches.canvas(images, config)
+    render = batches.Renderer(images, config, mesh)
     model = Frozen if protocol.task == "linear" else Tuned
     model = model(protocol, encoder, found.classes, epoch)
     begin = jax.jit(partial(model.init, config=config), out_shardings=whole)
     shapes = jax.eval_shape(begin, variables)
-    parts = (whole, split, split, split) if held else (split, split, split)
+    parts = (*render.sharding, split)
 
     @partial(
         jax.jit,
@@ -149,8 +143,7 @@ def fit(
             bar.note(checkpoints.note)
         bar.say("compiling")
         feed = Feed(make, range(start, total), sharding=split)
-        rows = images.reshape(len(images), -1) if held else None
-        resident = (sharding.place(rows, whole),) if held else ()
+        resident = render.resident()
         tested = np.arange(len(found.test.images))
         # Unfinished collectives of several virtual CPU devices wait for each other's
         # threads.

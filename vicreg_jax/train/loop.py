@@ -189,7 +189,7 @@ def _prepare(config, encoder, source, tx):
         probe = monitor.Probe(examples, **how)
     if config.evaluate.knn_epochs:
         knn = monitor.nearest_neighbours(model.encoder, examples, config, mesh)
-    whole, split = sharding.whole(mesh), sharding.split(mesh)
+    whole = sharding.whole(mesh)
     init = parts.initializer(model, tx, config)
     shapes = jax.eval_shape(init)
     places = jax.tree.map(lambda _: whole, shapes)
@@ -206,13 +206,7 @@ def _prepare(config, encoder, source, tx):
             jax.eval_shape(probe.init),
         )
         like = like.replace(probe=watching)
-    held = batches.is_small(images)
-    render = partial(
-        batches.render,
-        config=config,
-        in_turn=jax.default_backend() == "cpu" and mesh.size == 1,
-        shape=images.shape[1:] if held else (),
-    )
+    render = batches.Renderer(images, config, mesh)
     compiled = partial(
         make_train_step,
         *(model, tx),
@@ -220,7 +214,7 @@ def _prepare(config, encoder, source, tx):
         mesh=mesh,
         seed=config.seed,
         render=render,
-        batch_sharding=(whole, split, split) if held else split,
+        batch_sharding=render.sharding,
         state_sharding=places,
     )
     canvas = batches.canvas(images, config)
@@ -257,7 +251,6 @@ def _train(
     planner, probe, total, every = this.planner, this.probe, this.total, config.every
     epoch = planner.steps_per_epoch
     rows = sharding.rows(config.data.batch_size)
-    held = batches.is_small(images)
 
     def make(span):
         made = [
@@ -309,11 +302,7 @@ def _train(
         one_by_one = mesh.size > 1 and jax.default_backend() == "cpu"
         together = jax.process_count() > 1
         behind, fresh = None, set(this.step_fns)
-        # In rows: the tiles of a TPU would blow up a last axis of 3 channels.
-        resident = ()
-        if held:
-            flat = images.reshape(len(images), -1)
-            resident = (sharding.place(flat, sharding.whole(mesh)),)
+        resident = this.render.resident()
         for span, (batch, labels) in feed:
             step, count = span[-1] + 1, len(span)
             begin = time.perf_counter()
