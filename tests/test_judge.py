@@ -65,6 +65,7 @@ def test_a_finished_evaluation_is_only_shown_and_another_is_refused(run):
     assert "knn.neighbours was [3], is [1, 20, 200]" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_result_of_an_older_checkpoint_is_not_taken_for_the_new_one(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "eval", ignore_errors=True)
@@ -77,6 +78,7 @@ def test_a_result_of_an_older_checkpoint_is_not_taken_for_the_new_one(run, tmp_p
     assert "has the result of step 56, the checkpoint is now at step 70" in done.stderr
 
 
+@pytest.mark.slow
 def test_linear_evaluation_and_fine_tuning_leave_results_and_a_record(run):
     bank = ("--config.head.rates=(0.1,1.0)", "--config.epochs=3")
     done = judge("linear_cifar", run, *bank)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -82,6 +83,22 @@ def test_sigterm_to_one_of_two_stops_a_linear_evaluation_which_continues(run, tm
     assert checkpoint_hash(a) == checkpoint_hash(b)
     assert without_times(lines(a)) == without_times(lines(b))
     assert (a / "result.json").read_text() == (b / "result.json").read_text()
+
+
+@pytest.mark.slow
+def test_features_of_several_processes_end_when_told_to(run, tmp_path):
+    views = "--config.lidar.views=20000"  # minutes
+    running = start("features", run, tmp_path / "x", 2, 1, views)
+    path = tmp_path / "x" / "features" / "test" / "part-00000.npz"
+    begin = time.monotonic()
+    while not path.exists() and time.monotonic() < begin + 120:
+        assert all(process.poll() is None for process in running)
+        time.sleep(0.05)
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    statuses, said = test_processes.finish(running, timeout=30)
+    assert statuses == [-signal.SIGTERM] * 2, said
+    assert len(np.load(path)["labels"]) == 360
 
 
 @pytest.mark.slow

@@ -101,6 +101,7 @@ def test_the_order_of_layers_does_not_matter():
         protocol("x", head=dict(layers=(0, 0)))
 
 
+@pytest.mark.slow
 def test_a_stuck_evaluation_ends_itself(data, tmp_path):
     """A source whose images no longer come, in a process of its own."""
     program = f"""if True:

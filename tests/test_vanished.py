@@ -12,6 +12,7 @@ from vicreg_jax import checkpoint, train
 from vicreg_jax.data.folder import folder
 
 CLASSES, EACH = 4, 24
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

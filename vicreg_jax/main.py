@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -117,6 +118,10 @@ def judge(given: protocol.Protocol, name: str) -> None:
     if given.task == "export":
         write_export(given, Path(WORKDIR.value or f"runs/{name}").expanduser())
         return
+    if given.task not in ("linear", "finetune"):
+        # Others save what they have as they go. Of several processes jax would keep the
+        # signal, for those that ask it whether to stop.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     run = Path(given.checkpoint).expanduser()
     beside = run / "eval" / name if (run / "config.json").is_file() else f"runs/{name}"
     tasks.run(given, Path(WORKDIR.value or beside).expanduser(), name=name)
