@@ -145,6 +145,7 @@ def test_a_finished_run_is_not_trained_again(whole_run):
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(
     whole_run, tmp_path
 ):
