@@ -8,7 +8,8 @@ import time
 
 import pytest
 import test_processes
-from test_main import DIGITS, ROOT, TINY, checkpoint_hash, lines, main, without_times
+from test_judge import run as run  # noqa: F401, a fixture
+from test_main import ROOT, checkpoint_hash, lines, without_times
 from test_processes import finish, reached
 
 EPOCHS, EPOCH = 40, 5  # of so many steps; a checkpoint after each epoch
@@ -21,18 +22,9 @@ FLAGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    """A short run on the digits."""
-    workdir = tmp_path_factory.mktemp("kills") / "run"
-    done = main(DIGITS, f"--workdir={workdir}", *TINY, "--config.evaluate.draws=0")
-    assert done.returncode == 0, done.stderr
-    return workdir
-
-
-def start(name, encoder, workdir, processes):
+def start(name, run, workdir, processes):
     """Starts an evaluation, of several processes with two devices each."""
-    flags = (f"--config.checkpoint={encoder}", f"--config.epochs={EPOCHS}")
+    flags = (f"--config.checkpoint={run}", f"--config.epochs={EPOCHS}")
     flags += ("--config.data.batch_size=256", *FLAGS[name])
     config, devices = f"--config={ROOT}/configs/eval/{name}.py", min(2, processes)
     return test_processes.start(workdir, processes, devices, *flags, base=(config,))
@@ -82,10 +74,10 @@ def kill_at_random(running, workdir, before, chance):
         process.kill()
 
 
-def check(name, encoder, folder, *, kills, processes=1):
+def check(name, run, folder, *, kills, processes=1):
     """Kills as often, and compares what is left with an uninterrupted evaluation."""
     whole = folder / "whole"
-    statuses, said = finish(start(name, encoder, whole, processes))
+    statuses, said = finish(start(name, run, whole, processes))
     assert set(statuses) == {0}, said
     want = checkpoint_hash(whole)
     assert want[0] == str(LAST)
@@ -94,7 +86,7 @@ def check(name, encoder, folder, *, kills, processes=1):
         workdir = folder / f"{number}"
         while True:
             before, trained = inode(workdir), last_step(workdir)
-            running = start(name, encoder, workdir, processes)
+            running = start(name, run, workdir, processes)
             if len(killed) < kills and trained < LAST:
                 kill_at_random(running, workdir, before, chance)
             statuses, said = finish(running)
@@ -119,9 +111,9 @@ def check(name, encoder, folder, *, kills, processes=1):
 @pytest.mark.slow
 @pytest.mark.parametrize("name, kills", [("linear", 3), ("finetune", 2)])
 def test_an_evaluation_killed_again_and_again_ends_like_an_uninterrupted_one(
-    name, kills, encoder, tmp_path
+    name, kills, run, tmp_path
 ):
-    check(name, encoder, tmp_path, kills=kills)
+    check(name, run, tmp_path, kills=kills)
 
 
 @pytest.mark.long
@@ -129,6 +121,6 @@ def test_an_evaluation_killed_again_and_again_ends_like_an_uninterrupted_one(
     "name, processes", [*((name, 1) for name in FLAGS), ("linear", 2)]
 )
 def test_an_evaluation_killed_often_ends_bit_for_bit_like_an_uninterrupted_one(
-    name, processes, encoder, tmp_path
+    name, processes, run, tmp_path
 ):
-    check(name, encoder, tmp_path, kills=12, processes=processes)
+    check(name, run, tmp_path, kills=12, processes=processes)

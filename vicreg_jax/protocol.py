@@ -188,7 +188,6 @@ def _check(protocol):
     for name in ("head.rates", "head.weight_decay", "head.layers", "knn.neighbours"):
         if not values[name]:
             raise ValueError(f"config.{name} needs one value or more; got ()")
-    for name in ("head.rates", "head.weight_decay", "head.layers", "knn.neighbours"):
         if len(set(values[name])) < len(values[name]):
             raise ValueError(f"config.{name} has a value twice: {values[name]}")
     data, head = protocol.data, protocol.head

@@ -55,9 +55,9 @@ def place(x: np.ndarray, where: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
 
-def placed(tree: Any, where: NamedSharding) -> Any:
-    """Returns a tree of arrays, each wherever it is, on the devices of all."""
-    return jax.jit(lambda tree: tree, out_shardings=where)(tree)
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Returns a tree of arrays, each wherever it is, held in full by every device."""
+    return jax.jit(lambda tree: tree, out_shardings=whole(mesh))(tree)
 
 
 def rows(batch_size: int) -> slice:

@@ -32,7 +32,7 @@ def augmented(
     """Returns features of augmented views, float32 [n, count, f], by all devices.
 
     The views of an image come in pairs, a first and a second view of a run; they are a
-    pure function of config.seed, whatever the number of devices or processes.
+    pure function of config.seed on any number of devices that divides 128.
 
     Args:
       apply: (variables, views [b, s, s, c]) -> [b, f].
@@ -66,7 +66,7 @@ def augmented(
     def make(step):
         return batches.batch(planner, images, config, step, rows=own, canvas=canvas)
 
-    variables = sharding.placed(variables, whole)
+    variables = sharding.replicate(variables, mesh)
     resident, found = render.resident(), []
     for step, batch in Feed(make, range(pairs * blocks), sharding=split):
         found.append(np.asarray(see(variables, (*resident, *batch))))

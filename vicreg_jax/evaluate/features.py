@@ -81,7 +81,7 @@ def stream(
     """
     mesh = sharding.data_mesh() if mesh is None else mesh
     rows = np.arange(len(images)) if rows is None else rows
-    whole, split = sharding.whole(mesh), sharding.split(mesh)
+    split = sharding.split(mesh)
     size = -(-BATCH // mesh.size) * mesh.size
 
     see = _see(apply, data, mesh)
@@ -105,7 +105,7 @@ def stream(
             shape = (data.image_size, data.image_size, len(data.mean))
             return np.zeros((len(chosen), *shape), np.uint8)
 
-    variables = sharding.placed(variables, whole)
+    variables = sharding.replicate(variables, mesh)
     stop = -(-len(rows) // size)
     for step, batch in Feed(make, range(stop), sharding=split):
         if failed and jax.process_count() == 1:

@@ -125,7 +125,7 @@ def fit(
         closing.callback(checkpoints.close)
         start, state = checkpoints.restore(shapes) or (0, None)
         state = begin(variables) if state is None else state
-        variables = sharding.placed(variables, whole)
+        variables = sharding.replicate(variables, mesh)
         writer = log.Writer(workdir, step=start) if lead else log.Silent()
         bar = log.Bar(total=total, done=start) if lead else log.Silent()
         stuck = workdir / f"stuck_{jax.process_index()}.txt"

@@ -216,7 +216,8 @@ def write_features(protocol, workdir, loaded, found, name):
     if not _is_first():
         return
     facts = {"images": len(chosen)}
-    facts |= diagnostics.diagnose(*joined.values(), pairs=pairs)
+    seen = joined["representations"], joined.get("embeddings")
+    facts |= diagnostics.diagnose(*seen, pairs=pairs)
     workdirs.write_json(workdir / "diagnostics.json", facts)
     console = Console()
     for key, value in facts.items():
