@@ -18,8 +18,9 @@ from stand_in import StandIn
 from test_encoded import POLICY, pictures, uniforms
 from test_main import DIGITS, main
 
+from vicreg_jax import files
 from vicreg_jax.config import Data
-from vicreg_jax.data import files, sources
+from vicreg_jax.data import sources
 from vicreg_jax.data.folder import folder
 from vicreg_jax.data.records import Records
 from vicreg_jax.data.shards import prepare, verify

@@ -15,7 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from vicreg_jax.data import files, host_pixels, views
+from vicreg_jax import files
+from vicreg_jax.data import host_pixels, views
 
 CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
 BROKEN_AT_MOST = 0.01  # share of a data set; more than that is not an accident

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
-from vicreg_jax.data import files
+from vicreg_jax import files
 from vicreg_jax.data.encoded import Encoded, cores
 
 IMAGE_KEYS = ("image/encoded", "image")  # of the usual ImageNet TFRecords, and of tfds

@@ -32,7 +32,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vicreg_jax.data import encoded, files
+from vicreg_jax import files
+from vicreg_jax.data import encoded
 from vicreg_jax.data.records import Names, readers
 
 FORMAT = 1

@@ -11,8 +11,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from vicreg_jax import files
 from vicreg_jax.config import Data
-from vicreg_jax.data import files
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.folder import folder
 from vicreg_jax.data.records import Labels, from_tfds, tfrecords

@@ -1,4 +1,4 @@
-"""Files on a disk or in a Google Cloud Storage bucket (gs://...); it never writes.
+"""Files on a disk or in a Google Cloud Storage bucket (gs://...): read, found, written.
 
 Buckets are read by tensorstore, which comes with Orbax: it finds Google's credentials,
 tries again what fails for a moment, and may be asked by several threads at once. Like
@@ -7,18 +7,23 @@ JAX, it does not survive os.fork.
 
 import functools
 import glob
+import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+from vicreg_jax.refusals import Unusable
 
 # A minute and a half in all. By default it would be a quarter of an hour, in silence.
 RETRIES = dict(max_retries=8, initial_delay="0.5s", max_delay="32s")
 AT_ONCE = 256  # requests; the threads that ask are fewer
 
 
-class Unreachable(OSError):
+class Unreachable(Unusable):
     """A bucket refuses, or does not answer: no fault of the images in it."""
 
 
@@ -90,6 +95,40 @@ def check_size(path: str, expected: int) -> None:
         raise FileNotFoundError(f"{path} is missing") from error
     if size != expected:
         raise ValueError(f"{path} has {size} bytes; expected {expected}")
+
+
+def write(path: str | os.PathLike, content: bytes | str) -> None:
+    """Writes a file on a disk, whole or not at all; it outlives a crash of the machine.
+
+    Raises:
+      Unusable: the disk is full, or the folder cannot be written to.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = content.encode() if isinstance(content, str) else content
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        raise Unusable(f"{path} cannot be written: {error.strerror}") from error
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes a JSON file: see `write`."""
+    write(path, json.dumps(content, indent=2) + "\n")
+
+
+def crc32(path: str | os.PathLike) -> int:
+    """Returns the CRC-32 of a whole file. Raises: as `read`."""
+    checksum = 0
+    for piece in pieces(str(path)):
+        checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
 def matching(pattern: str) -> list[str]:
