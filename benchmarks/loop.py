@@ -30,7 +30,6 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -40,7 +39,7 @@ from benchmarks.machine import processor
 from vicreg_jax import config as configs
 from vicreg_jax import devices, sharding, train
 from vicreg_jax.data import batches, plan, sources, views
-from vicreg_jax.train import parts
+from vicreg_jax.train import build
 
 LOG = 20  # steps between two lines of metrics, and those that are not counted
 AHEAD = 3  # batches that are made before the loop takes the first
@@ -102,20 +101,19 @@ class Bare:
             views=2,
             numbers=views.NUMBERS,
         )
-        model = parts.model(config, None)
-        _, tx = parts.optimizer(config, planner.steps_per_epoch)
+        method = build.method(config, None, None)
+        _, tx = build.optimizer(config, planner.steps_per_epoch)
         on_cpu = jax.default_backend() == "cpu"
         whole, split = sharding.whole(mesh), sharding.split(mesh)
         self._step = train.make_train_step(
-            *(model, tx),
-            weights=asdict(config.loss),
+            method,
+            tx,
             mesh=mesh,
             seed=config.seed,
             render=batches.Renderer(images, config, mesh),
-            steps=parts.at_once(images, config),
         )
         self._one_by_one = on_cpu and mesh.size > 1  # as the loop does there
-        init = parts.initializer(model, tx, config)
+        init = build.initializer(method, tx, config)
         self._state = jax.jit(init, out_shardings=whole)()
         # Several, as what augmentation costs a CPU depends on its parameters.
         self._batches = [
@@ -130,7 +128,7 @@ class Bare:
         behind = None
         begin, used = time.perf_counter(), time.process_time()
         for i in range(steps):
-            batch = self._batches[i % LOG]
+            batch = (), self._batches[i % LOG]
             self._state, values, _ = self._step(self._state, batch)
             if self._one_by_one:
                 jax.block_until_ready(self._state)

@@ -11,7 +11,7 @@ import pytest
 from vicreg_jax import config as configs
 from vicreg_jax import sharding, train
 from vicreg_jax.data import batches, plan, views
-from vicreg_jax.train import parts
+from vicreg_jax.train import build
 
 NAMES = sorted(
     {p.stem for p in Path(__file__).parents[1].glob("configs/*.py")}
@@ -30,9 +30,9 @@ def recipe(which, **data):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     config = configs.parse(recipe(name))
-    model = parts.model(config, None)
-    _, tx = parts.optimizer(config, steps_per_epoch=100)
-    state = jax.eval_shape(parts.initializer(model, tx, config))
+    method = build.method(config, None, None)
+    _, tx = build.optimizer(config, steps_per_epoch=100)
+    state = jax.eval_shape(build.initializer(method, tx, config))
     data = config.data
     b, size, channels = data.batch_size, data.image_size, len(data.mean)
     numbers = plan.uniforms(0, 0, (2, 2, views.NUMBERS))
@@ -44,9 +44,8 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     shape = (b, 2, size, size) if crops else (b, size, size)
     images = jax.ShapeDtypeStruct((*shape, channels), jnp.uint8)
     step = train.make_train_step(
-        model,
+        method,
         tx,
-        weights=dict(vars(config.loss)),
         mesh=sharding.data_mesh(jax.devices()[:1]),
         render=lambda batch: batches.render(batch, config=config),
     )
@@ -57,7 +56,7 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new.params))
     assert z.shape == (b, config.model.expander[-1]) and y.shape[0] == b
     skipped = {"skipped_in_a_row", "skipped_steps"}
-    assert set(metrics) == {"loss", "grad_norm", *skipped, *vars(config.loss)}
+    assert set(metrics) == {"loss", "grad_norm", *skipped, *method.weights}
 
 
 # family -> where the images come from

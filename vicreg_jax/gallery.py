@@ -59,7 +59,7 @@ def gallery(run: Path) -> Gallery:
     everything = (train.reshape(len(train), -1),) if held else ()
     shape = train.shape[1:] if held else ()
     pair = batches.render((*everything, *batch), config=some, shape=shape)
-    seen = np.stack([np.asarray(x) for x in pair], axis=1) * data.std + data.mean
+    seen = np.asarray(pair) * data.std + data.mean
     return Gallery(
         features=encode(loaded.module, loaded.variables, images, data, rows=rows),
         thumbnails=thumbnails,

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -20,8 +21,10 @@ def policies(config: Config) -> list[views.Policy]:
     del shared["colour"]
     pairs = {name: shared.pop(name) for name in ("blur", "solarize")}
     return [
-        views.Policy(**shared, **{name: pair[i] for name, pair in pairs.items()})
-        for i in range(2)
+        views.Policy(
+            **shared, **{name: pair[i % len(pair)] for name, pair in pairs.items()}
+        )
+        for i in range(config.data.views)
     ]
 
 
@@ -129,22 +132,26 @@ class Renderer:
     def __init__(self, images: Any, config: Config, mesh: Mesh):
         whole, split = sharding.whole(mesh), sharding.split(mesh)
         self._images, self._config, self._whole = images, config, whole
+        self._placed = None
         self._in_turn = jax.default_backend() == "cpu" and mesh.size == 1
-        self._held = is_small(images)
-        self.sharding = (whole, split, split) if self._held else (split, split)
+        self.held = is_small(images)
+        self.sharding = (whole if self.held else (), (split, split))
 
     def resident(self) -> tuple[jax.Array, ...]:
         """Returns what the devices hold throughout: all images, or nothing."""
-        if not self._held:
+        if not self.held:
             return ()
         # In rows: the tiles of a TPU would blow up a last axis of 3 channels.
         rows = self._images.reshape(len(self._images), -1)
-        return (sharding.place(rows, self._whole),)
+        if self._placed is None:
+            self._placed = (sharding.place(rows, self._whole),)
+        return self._placed
 
-    def __call__(self, batch: tuple[Any, ...]) -> tuple[jax.Array, ...]:
-        shape = self._images.shape[1:] if self._held else ()
+    def __call__(self, batch: tuple[Any, ...]) -> jax.Array:
+        resident, batch = batch
+        shape = self._images.shape[1:] if self.held else ()
         how = dict(config=self._config, in_turn=self._in_turn, shape=shape)
-        return render(batch, **how)
+        return render((*resident, *batch), **how)
 
 
 def render(
@@ -153,8 +160,8 @@ def render(
     config: Config,
     in_turn: bool = False,
     shape: tuple[int, ...] = (),
-) -> tuple[jax.Array, ...]:
-    """Returns the device's part: the normalized views of each image of a batch.
+) -> jax.Array:
+    """Returns the device's part: the normalized views [b, v, s, s, c] of a batch.
 
     Args:
       batch: (images, parameters), or (all images [n, h * w * c], indices, parameters).
@@ -182,4 +189,4 @@ def render(
                 images, view, size=data.image_size, policy=policy, in_turn=in_turn
             )
         result.append(pixels.normalize(pictures, mean=data.mean, std=data.std))
-    return tuple(result)
+    return jnp.stack(result, axis=1)

@@ -60,7 +60,7 @@ def augmented(
 
     @partial(jax.jit, in_shardings=(whole, render.sharding), out_shardings=whole)
     def see(variables, batch):
-        seen = [apply(variables, view) for view in render(batch)]
+        seen = [apply(variables, view) for view in jnp.unstack(render(batch), axis=1)]
         return jnp.stack(seen, axis=1).astype(jnp.float32)
 
     def make(step):
@@ -69,7 +69,7 @@ def augmented(
     variables = sharding.replicate(variables, mesh)
     resident, found = render.resident(), []
     for step, batch in Feed(make, range(pairs * blocks), sharding=split):
-        found.append(np.asarray(see(variables, (*resident, *batch))))
+        found.append(np.asarray(see(variables, (resident, batch))))
         progress(2 * size * (step + 1))
     everything = np.stack(found).reshape(pairs, blocks * size, 2, -1)
     in_order = everything.transpose(1, 0, 2, 3)[: len(rows)]
