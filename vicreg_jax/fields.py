@@ -30,9 +30,11 @@ def flat(config: Any) -> dict[str, Any]:
 def differences(old: Any, new: Any, *, changeable: tuple[str, ...]) -> list[str]:
     """Returns a line for each field that differs and does not start like these."""
     a, b = flat(old), flat(new)
-    fixed = (name for name in b if not name.startswith(changeable))
+    fixed = (name for name in {**b, **a} if not name.startswith(changeable))
     return [
-        f"{name} was {a[name]}, is {b[name]}" for name in fixed if a[name] != b[name]
+        f"{name} was {a.get(name, 'absent')}, is {b.get(name, 'absent')}"
+        for name in fixed
+        if a.get(name) != b.get(name)
     ]
 
 
