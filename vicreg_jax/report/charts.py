@@ -27,6 +27,7 @@ PANEL = (3.4, 2.25)  # inches; 72 units of the SVG each
 _STYLE = {
     "svg.fonttype": "none",
     "image.composite_image": False,
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 7.5,
     "text.color": COLOURS["ink"],
     "text.parse_math": False,
@@ -219,7 +220,7 @@ def _element(svg: str, title: str) -> str:
     variables = {value: f"var(--{name})" for name, value in COLOURS.items()}
     for pattern, replacement in (
         (r"(?s)<(metadata|style).*?</\1>", ""),  # of a file; the page has its own
-        (r'(<(?:g|image) [^>]*?)\bid="[^"]*"', r"\1"),  # nothing refers to these
+        (r'(<(?:g|image)\b[^>]*?) id="[^"]*"', r"\1"),  # nothing refers to these
         (r"(\.\d{3})\d+(?=[^<>]*>)", r"\1"),  # finer than any screen
         (r"#\w{6}\b(?=[^<>]*>)", lambda found: variables.get(found[0], found[0])),
     ):
@@ -287,7 +288,7 @@ def _scales(axes, xlabel, last, *, log=False, log_x=False):
 
 def _log_ticks(axis, limits):
     """Labels powers of ten, and 2 and 5 times those where there are few."""
-    decades = np.log10(limits[1] / limits[0])
+    decades = np.log10(limits[1]) - np.log10(limits[0])
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
     axis.set_major_formatter(lambda value, _: f"{value:g}".replace("e-0", "e-"))
     axis.set_minor_locator(LogLocator(subs=()))
