@@ -132,7 +132,7 @@ def write_report(given: protocol.Protocol) -> None:
     if not WORKDIR.value:
         raise ValueError("--workdir is missing: the folder of the run to report on")
     run = Path(WORKDIR.value).expanduser()
-    report.figures.check_installed()
+    report.check_installed()
     page = report.write(run, gallery=gallery(run))
     print(f"{page} is written; open it in a browser", file=sys.stderr)
 

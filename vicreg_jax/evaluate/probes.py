@@ -15,7 +15,7 @@ from vicreg_jax.config import Config
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.sources import Splits
 from vicreg_jax.evaluate.features import encode
-from vicreg_jax.metrics import Z95
+from vicreg_jax.uncertainty import margin
 
 
 class Accuracy(NamedTuple):
@@ -131,7 +131,7 @@ def gains(
     }
     result = {}
     for key, d in differences.items():
-        error = Z95 * d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else 0.0
+        error = margin(d)
         result[key] = (d.mean(), d.mean() - error, d.mean() + error)
     return result
 

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from vicreg_jax import workdirs
 from vicreg_jax.evaluate.inputs import Inputs
-from vicreg_jax.metrics import interval
 from vicreg_jax.models.resnet import LAYERS, ResNet
 from vicreg_jax.protocol import Protocol
+from vicreg_jax.uncertainty import interval
 
 # Of VICReg on ImageNet by encoder and width, in per cent. Source: arXiv:2105.04906,
 # tables 1, 9, 10 and 11. The paper does not say at which temperature neighbours vote.
