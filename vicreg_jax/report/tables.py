@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vicreg_jax import fields
+from vicreg_jax import fields, methods
 from vicreg_jax.config import Config
 from vicreg_jax.metrics import Z95, interval
 from vicreg_jax.report.records import is_number
@@ -18,7 +18,8 @@ def settings(config: Config) -> str:
 
     A default that was changed is written below the value.
     """
-    values, defaults = fields.flat(config), fields.flat(Config())
+    weights = dict(methods.named(config.method).weights)
+    values, defaults = fields.flat(config), fields.flat(Config(loss=weights))
     groups = {}
     for name, value in values.items():
         group, _, last = name.rpartition(".")
