@@ -10,21 +10,15 @@ from typing import Any
 
 import jax
 
-from vicreg_jax import config as configs
 from vicreg_jax.config import Config
-from vicreg_jax.protocol import Protocol
+from vicreg_jax.protocol import Evaluation
+from vicreg_jax.refusals import Refusal
 
 
-def claim(
-    workdir: str | os.PathLike, config: Config | Protocol, *, schema: Any = configs
-) -> Path:
-    """Returns the workdir, created, for this config; refuses one of another run.
-
-    Args:
-      schema: the module of the config, `config` or `protocol`.
-    """
+def claim(workdir: str | os.PathLike, config: Config | Evaluation) -> Path:
+    """Returns the workdir, created, for this config; refuses one of another run."""
     if re.match(r"\w{2,}:/", str(workdir)):  # a Path has lost the second slash
-        raise ValueError(
+        raise Refusal(
             f"the workdir must be a folder, of a mounted bucket perhaps; got {workdir}"
         )
     workdir = Path(workdir).expanduser()
@@ -34,27 +28,27 @@ def claim(
     begun = begun or any((workdir / x).exists() for x in ("result.json", "features"))
     if path.exists() and begun:
         try:
-            old = schema.parse(json.loads(path.read_text()))
+            old = type(config).parse(json.loads(path.read_text()))
         except ValueError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        differences = schema.differences(old, config)
+            raise Refusal(f"{path} cannot be read: {error}") from error
+        differences = old.differences(config)
         if differences:
-            raise ValueError(
+            raise Refusal(
                 f"{workdir} holds another run: {'; '.join(differences)}. Choose another"
                 " --workdir, or give the old values to continue it"
             )
     elif begun:
-        raise ValueError(f"{workdir} holds a run, but its config.json is missing")
+        raise Refusal(f"{workdir} holds a run, but its config.json is missing")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise Refusal(
             f"the workdir {workdir} cannot be made: {error.strerror}"
         ) from error
     return workdir
 
 
-def write_config(workdir: Path, config: Config | Protocol) -> None:
+def write_config(workdir: Path, config: Config | Evaluation) -> None:
     """Writes config.json, whole or not at all."""
     write_json(workdir / "config.json", asdict(config))
 

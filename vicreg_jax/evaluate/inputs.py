@@ -14,7 +14,7 @@ from vicreg_jax.data import sources
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.sources import Examples
 from vicreg_jax.evaluate.multilabel import read_multilabel
-from vicreg_jax.protocol import Protocol
+from vicreg_jax.protocol import Evaluation
 
 # Of encoders that no run of ours has trained.
 IMAGENET = Data(name="folder", path="", image_size=224)
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(
-    protocol: Protocol,
+    protocol: Evaluation,
     trained: Config | None,
     *,
     mean: tuple[float, ...],
@@ -81,7 +81,7 @@ def inputs(
 
 
 def multilabel_inputs(
-    protocol: Protocol,
+    protocol: Evaluation,
     trained: Config | None,
     *,
     mean: tuple[float, ...],

@@ -11,7 +11,7 @@ from rich.table import Table
 from vicreg_jax import workdirs
 from vicreg_jax.evaluate.inputs import Inputs
 from vicreg_jax.models.resnet import LAYERS, ResNet
-from vicreg_jax.protocol import Protocol
+from vicreg_jax.protocol import Evaluation
 from vicreg_jax.uncertainty import interval
 
 # Of VICReg on ImageNet by encoder and width, in per cent. Source: arXiv:2105.04906,
@@ -50,7 +50,7 @@ def published(task: str, module: Any, found: Inputs) -> dict[str, float]:
 def write(
     workdir: Path,
     name: str,
-    protocol: Protocol,
+    protocol: Evaluation,
     results: Mapping[str, float],
     *,
     data: str,

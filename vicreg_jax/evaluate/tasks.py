@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vicreg_jax import checkpoint, devices, weights, workdirs
-from vicreg_jax import protocol as protocols
 from vicreg_jax.checkpoint import Loaded
 from vicreg_jax.config import Augment
 from vicreg_jax.data import plan
@@ -36,12 +35,12 @@ from vicreg_jax.evaluate.inputs import (
     multilabel_inputs,
     need_labels,
 )
-from vicreg_jax.protocol import Protocol
+from vicreg_jax.protocol import Evaluation
 
 DIAGNOSED = 25_600  # images at most, as many as RankMe's authors take
 
 
-def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
+def run(protocol: Evaluation, workdir: Path, *, name: str) -> None:
     """Does the protocol's task, or goes on with it; a finished one is only shown.
 
     Of several processes (`jax.distributed`) each calls it alike, with a workdir that
@@ -61,7 +60,7 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
     found = choose(protocol, loaded.config, mean=loaded.mean, std=loaded.std)
     if protocol.task != "features":
         need_labels(found)
-    workdir = workdirs.claim(workdir, protocol, schema=protocols)
+    workdir = workdirs.claim(workdir, protocol)
     finished = results.read(workdir)
     if finished and finished["step"] != loaded.step:
         raise ValueError(

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vicreg_jax import config as configs
-from vicreg_jax import methods
 from vicreg_jax.config import Config
 from vicreg_jax.refusals import NotFound, Refusal, one_line
 
@@ -85,7 +84,7 @@ def read_run(workdir: str | os.PathLike) -> Record:
     return Record(
         name=_printable(workdir.resolve().name),
         config=config,
-        weights=methods.named(config.method).weighed(config.loss),
+        weights=dict(config.loss),
         metrics=lines,
         damaged=damaged,
         environment=one("environment.json", _is_mapping, {}),

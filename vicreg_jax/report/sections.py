@@ -261,7 +261,8 @@ def _verdict(record):
             where += ", not finished" if last["step"] < total else ""
     if not {"embedding_std", "embedding_rank"} <= first.keys() & last.keys():
         return {"where": where, "judged": None}
-    method = methods.named(record.config.method)
+    # A method of the user's own is judged by what all have in common.
+    method = methods.METHODS.get(record.config.method, methods.Method)
     return {"where": where, "judged": method.health(first, last, record.weights)}
 
 
