@@ -14,7 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vicreg_jax import devices, log, sharding, workdirs
+from vicreg_jax import (
+    devices,
+    metrics_file,
+    processes,
+    progress,
+    sharding,
+    workdirs,
+)
 from vicreg_jax.checkpoint import Checkpoints
 from vicreg_jax.data import batches, plan, views
 from vicreg_jax.data.encoded import Encoded
@@ -126,8 +133,10 @@ def fit(
         start, state = checkpoints.restore(shapes) or (0, None)
         state = begin(variables) if state is None else state
         variables = sharding.replicate(variables, mesh)
-        writer = log.Writer(workdir, step=start) if lead else log.Silent()
-        bar = log.Bar(total=total, done=start) if lead else log.Silent()
+        bar, writer = progress.Silent(), metrics_file.Silent()
+        if lead:
+            bar = progress.Bar(total=total, done=start)
+            writer = metrics_file.Writer(workdir, step=start, note=bar.note)
         stuck = workdir / f"stuck_{jax.process_index()}.txt"
         watchdog = Watchdog(protocol.guard.stuck_seconds, stuck)
         closing.callback(watchdog.close)
@@ -161,7 +170,7 @@ def fit(
             watchdog.beat()
             bar.step(step)
             # Read once: it may arrive between two readings.
-            stopped = checkpoints.preempted(step) if together else stop.signal
+            stopped = processes.preempted() if together else stop.signal
             last = step % epoch == 0
             if step % LINES == 0 or last:
                 _need_finite(values, step, protocol.guard.skipped_steps)

@@ -17,7 +17,15 @@ import numpy as np
 import optax
 
 from vicreg_jax import config as configs
-from vicreg_jax import devices, fields, log, sharding, workdirs
+from vicreg_jax import (
+    devices,
+    fields,
+    files,
+    metrics_file,
+    processes,
+    sharding,
+    workdirs,
+)
 from vicreg_jax.checkpoint import Checkpoints
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, plan, views
@@ -71,7 +79,7 @@ def run(
     """
     this = _prepare(configs.parse(config), encoder, source, tx)
     config, images = this.config, this.examples.images
-    start_wandb = log.wandb_starter(config.wandb)
+    start_wandb = metrics_file.wandb_starter(config.wandb)
     workdir = workdirs.claim(workdir, config)
     lead = jax.process_index() == 0
 
@@ -93,12 +101,15 @@ def run(
         if lead:
             workdirs.write_config(workdir, config)
             where = devices.environment() | {"memory_per_device": this.need.words}
-            workdirs.write_json(workdir / "environment.json", where)
+            files.write_json(workdir / "environment.json", where)
         if start == this.total:
             if lead:
                 print(f"{workdir} has finished its {start} steps", file=sys.stderr)
             return Trained(this.model.encoder, parts.encoder_variables(state), state)
-        wandb_run = start_wandb(workdir, fields.flat(config)) if lead else None
+        wandb_run = None
+        if lead:
+            say = partial(print, file=sys.stderr)
+            wandb_run = start_wandb(workdir, fields.flat(config), say)
         if wandb_run:
             closing.callback(wandb_run.finish)
         watchdog = Watchdog(
@@ -343,7 +354,7 @@ def _train(
             if one_by_one:
                 recorder.flush()
             # Read once: it may arrive between two readings.
-            stopped = checkpoints.preempted(step) if together else stop.signal
+            stopped = processes.preempted() if together else stop.signal
             due = step % (every.checkpoint_epochs * epoch) == 0
             if due or step == total or stopped:
                 recorder.flush()

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from vicreg_jax import log, metrics, sharding
+from vicreg_jax import metrics, metrics_file, progress, sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.train import memory
@@ -42,10 +42,12 @@ class Recorder:
         self._config, self._epoch, self._schedule = config, epoch, schedule
         self._total = config.epochs * epoch
         if jax.process_index() == 0:
-            self._writer = log.Writer(workdir, step=start, wandb_run=wandb_run)
-            self._bar = log.Bar(total=self._total, done=start)
+            self._bar = progress.Bar(total=self._total, done=start)
+            self._writer = metrics_file.Writer(
+                workdir, step=start, note=self._bar.note, wandb_run=wandb_run
+            )
         else:
-            self._writer = self._bar = log.Silent()
+            self._writer, self._bar = metrics_file.Silent(), progress.Silent()
         self.say, self.note = self._bar.say, self._bar.note
         # On one device: a singular value decomposition cannot be split.
         self._gather = jax.jit(tuple, out_shardings=sharding.whole(mesh))
