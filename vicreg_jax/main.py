@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     if distributed.start():
-        distributed.check_devices()
+        devices.check_gpus()
     name = Path(flags.FLAGS["config"].config_filename).stem
     if CONFIG.value.get("task") in protocol.READS:
         judge(protocol.parse(CONFIG.value), name)
