@@ -21,7 +21,8 @@ from absl import logging
 
 from vicreg_jax import checksums, models, processes, store, weights
 from vicreg_jax import config as configs
-from vicreg_jax.processes import all_or_none, one_line
+from vicreg_jax.processes import all_or_none
+from vicreg_jax.refusals import Unusable, one_line
 from vicreg_jax.weights import Loaded
 
 
@@ -41,7 +42,7 @@ class Checkpoints:
       note: after `restore`, a line if the state was saved on other devices, or "".
 
     Raises:
-      OSError: the folder cannot be written to; in one line, as in all methods.
+      Unusable: the folder cannot be written to.
     """
 
     def __init__(
@@ -60,10 +61,10 @@ class Checkpoints:
             self._manager = store.manager(
                 self._folder, best=self._best_of, before_rename=self._write_record
             )
-        self._saving = None  # step, its record, its bytes, bytes free before
+        self._saving = None  # a record, bytes of the state, bytes free before
         self._scores = {}
         for step in self.steps():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(Unusable):
                 self._scores[step] = checksums.read(self._folder / str(step))["score"]
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
@@ -74,7 +75,7 @@ class Checkpoints:
             counts as the best.
 
         Raises:
-          OSError: this save or the one before failed; the older checkpoints are whole.
+          Unusable: this save or the one before failed; the older checkpoints are whole.
           ValueError: the score is not finite.
         """
         if score is not None and not math.isfinite(score):
@@ -83,13 +84,14 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         record = {
+            "step": step,
             "arrays": checksums.arrays(state),
             "facts": self._facts,
             "score": None if score is None else float(score),
             "devices": processes.devices(),
         }
         free = shutil.disk_usage(self._folder).free
-        self._saving = step, record, checksums.size(state), free
+        self._saving = record, checksums.size(state), free
         self._scores[step] = record["score"]
         with self._explained():
             store.save(self._manager, step, state)
@@ -102,16 +104,6 @@ class Checkpoints:
     def best(self) -> int | None:
         """Returns the step of the best score, None where no checkpoint has one."""
         return self._best_of(self.steps())
-
-    def preempted(self, step: int) -> bool:
-        """Returns whether all processes are to save now, because one was told to stop.
-
-        Each asks after every dispatch of steps; all get the same answer at the same
-        one. SIGTERM, unless Python handles it, tells a process to stop. False where
-        there is no `jax.distributed`.
-        """
-        del step  # of which a dispatch may do several
-        return processes.preempted()
 
     def room(self, like: Any) -> str:
         """Returns a line if the disk cannot hold such checkpoints, or ""."""
@@ -135,8 +127,8 @@ class Checkpoints:
           step: only this one, such as `best()`.
 
         Raises:
-          ValueError: there are checkpoints, but none can be used; or the state has
-            other arrays, which are named, or the facts are others.
+          Unusable: there are checkpoints, but none can be used.
+          Refusal: the state has other arrays, which are named, or the facts are others.
         """
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
@@ -159,16 +151,8 @@ class Checkpoints:
         steps = json.loads(processes.first_line(json.dumps(self.steps()[::-1])))
         reasons = {}
         for step in steps if only is None else [only]:
-            folder = self._folder / str(step)
             try:
-                with all_or_none(_Damaged):
-                    if jax.process_index() == 0:
-                        checksums.check_files(folder)
-                record = checksums.read(folder)
-                checksums.check_fit(folder, record, like, self._facts, part=part)
-                with all_or_none(_Damaged):
-                    state = store.read(folder, like, part=part)
-                    checksums.check_arrays(record, state)
+                record, state = self._read(step, like, part)
             except _Damaged as error:
                 reasons[step] = f"step {step}: {error}"
                 logging.warning("checkpoint not usable, %s", reasons[step])
@@ -184,16 +168,28 @@ class Checkpoints:
                 )
             return step, state
         if reasons:
-            raise ValueError(
+            raise Unusable(
                 f"no usable checkpoint in {self._folder}"
                 f" ({'; '.join(reasons.values())}); restore its files, or choose"
                 " another --workdir"
             )
         return None
 
+    def _read(self, step, like, part):
+        folder = self._folder / str(step)
+        with all_or_none(_Damaged):
+            if jax.process_index() == 0:
+                checksums.check_files(folder)
+        record = checksums.read(folder)
+        checksums.check_fit(folder, record, like, self._facts, part=part)
+        with all_or_none(_Damaged):
+            state = store.read(folder, like, part=part)
+            checksums.check_arrays(record, state)
+        return record, state
+
     def _set_aside(self, damaged, good):
         """Renames what is not usable: it would bar newer ones. Deletes the outdated."""
-        with all_or_none(OSError):
+        with all_or_none(Unusable):
             if jax.process_index() == 0:
                 for step in damaged:
                     aside = self._folder / f"damaged_{step}"
@@ -206,8 +202,8 @@ class Checkpoints:
         self._manager.reload()
 
     def _write_record(self):
-        step, record, *_ = self._saving
-        (draft,) = store.drafts(self._folder, step)
+        record, *_ = self._saving
+        (draft,) = store.drafts(self._folder, record["step"])
         checksums.write(draft, record)
 
     def _best_of(self, steps):
@@ -220,14 +216,15 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # OSError, and what Orbax makes of it
-            step, _, size, free = self._saving
+            record, size, free = self._saving
+            step = record["step"]
             self._scores.pop(step, None)
             if jax.process_index() == 0:
                 store.delete_drafts(self._folder, step)
             self._manager.reload()
             code = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore
             kept = self.steps()[-1:]
-            raise OSError(
+            raise Unusable(
                 f"the checkpoint of step {step} could not be written to {self._folder}:"
                 f" {os.strerror(int(code[1])) if code else one_line(error)}; it needs"
                 f" over {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB were free; "
@@ -256,7 +253,7 @@ def _make(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise OSError(f"{folder} cannot be written to: {error.strerror}") from error
+        raise Unusable(f"{folder} cannot be written to: {error.strerror}") from error
 
 
 def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Loaded:

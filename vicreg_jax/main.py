@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from absl import app, flags, logging
 
-from vicreg_jax import distributed, recipes, tasks, usage
+from vicreg_jax import devices, distributed, recipes, tasks, usage
 from vicreg_jax.refusals import Refusal, one_line
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -80,7 +80,7 @@ def run(recipe: recipes.Recipe) -> None:
     logging.set_verbosity(logging.WARNING)
     config = recipe.config.parse(recipe.config)
     if distributed.start():
-        distributed.check_devices()
+        devices.check_gpus()
     tasks.run(config, WORKDIR.value, name=recipe.name)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from vicreg_jax import processes, sharding, workdirs
+from vicreg_jax import files, processes, sharding
 from vicreg_jax.config import Data
 from vicreg_jax.data import pixels
 from vicreg_jax.data.encoded import Encoded
@@ -206,7 +206,7 @@ def _claim(folder, facts):
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "index.json"
     if not index.exists():
-        workdirs.write_json(index, facts)
+        files.write_json(index, facts)
     elif (found := json.loads(index.read_text())) != facts:
         other = [name for name in facts if found.get(name) != facts[name]]
         raise ValueError(

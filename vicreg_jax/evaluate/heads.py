@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from vicreg_jax.models.resnet import Block
 from vicreg_jax.protocol import Head
@@ -117,9 +118,9 @@ def logits(
 
 def losses(scores: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the mean cross-entropy of each head, [heads], of scores [heads, n, c]."""
-    logs = jax.nn.log_softmax(scores, axis=-1)
-    picked = jnp.take_along_axis(logs, labels[None, :, None], axis=-1)
-    return -jnp.mean(picked, axis=(1, 2))
+    labels = jnp.broadcast_to(labels, scores.shape[:2])
+    each = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+    return jnp.mean(each, axis=1)
 
 
 def sgd(
@@ -140,12 +141,10 @@ def sgd(
       rates, decays: trees like `params`, of arrays that broadcast against its leaves.
     """
     grads = jax.tree.map(lambda g, p, d: g + d * p, grads, params, decays)
-    momenta = jax.tree.map(lambda m, g: momentum * m + g, momenta, grads)
-    steps = momenta
-    if nesterov:
-        steps = jax.tree.map(lambda m, g: momentum * m + g, momenta, grads)
+    trace = optax.trace(momentum, nesterov)
+    steps, state = trace.update(grads, optax.TraceState(momenta))
     params = jax.tree.map(lambda p, s, r: p - r * s, params, steps, rates)
-    return params, momenta
+    return params, state.trace
 
 
 def keep_finite(
@@ -200,8 +199,7 @@ def factor(epoch: jax.Array, *, epochs: int, drops: tuple[int, ...]) -> jax.Arra
     Half a cosine to zero, by the epoch, as in the authors' evaluation; or a tenth after
     each of the epochs `drops`.
     """
-    epoch = jnp.asarray(epoch, jnp.float32)
+    schedule = optax.cosine_decay_schedule(1.0, epochs)
     if drops:
-        passed = jnp.asarray(drops, jnp.float32) <= epoch
-        return 0.1 ** jnp.sum(passed.astype(jnp.float32))
-    return (1 + jnp.cos(jnp.pi * epoch / epochs)) / 2
+        schedule = optax.piecewise_constant_schedule(1.0, dict.fromkeys(drops, 0.1))
+    return schedule(jnp.asarray(epoch, jnp.float32))

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vicreg_jax import workdirs
+from vicreg_jax import files
 from vicreg_jax.evaluate.inputs import Inputs
 from vicreg_jax.models.resnet import LAYERS, ResNet
 from vicreg_jax.protocol import Evaluation
@@ -77,7 +77,7 @@ def write(
         "published": dict(published),
         "notes": list(notes),
     }
-    workdirs.write_json(workdir / "result.json", content)
+    files.write_json(workdir / "result.json", content)
     show(content)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vicreg_jax import checkpoint, devices, weights, workdirs
+from vicreg_jax import checkpoint, devices, files, weights, workdirs
 from vicreg_jax.checkpoint import Loaded
 from vicreg_jax.config import Augment
 from vicreg_jax.data import plan
@@ -217,7 +217,7 @@ def write_features(protocol, workdir, loaded, found, name):
     facts = {"images": len(chosen)}
     seen = joined["representations"], joined.get("embeddings")
     facts |= diagnostics.diagnose(*seen, pairs=pairs)
-    workdirs.write_json(workdir / "diagnostics.json", facts)
+    files.write_json(workdir / "diagnostics.json", facts)
     console = Console()
     for key, value in facts.items():
         if not isinstance(value, list):

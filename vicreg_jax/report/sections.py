@@ -239,7 +239,8 @@ def settings(config: Config) -> Section:
 
     The default is None where the value is no other.
     """
-    defaults, groups = fields.flat(Config()), {}
+    method = methods.METHODS.get(config.method, methods.Method)
+    defaults, groups = fields.flat(Config(loss=dict(method.weights))), {}
     for name, value in fields.flat(config).items():
         group, _, last = name.rpartition(".")
         default = defaults.get(name)

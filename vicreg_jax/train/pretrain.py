@@ -12,8 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from vicreg_jax import config as configs
-from vicreg_jax import devices, fields, log, sharding, workdirs
+from vicreg_jax import devices, metrics_file, sharding, workdirs
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches
 from vicreg_jax.data.sources import Examples
@@ -68,14 +67,11 @@ def run(
       Diverged: loss or gradient stay not finite. The last checkpoint is good.
       KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    job = Pretraining(configs.parse(config), encoder, method, source, tx)
-    start_wandb = log.wandb_starter(job.config.wandb)
+    job = Pretraining(Config.parse(config), encoder, method, source, tx)
+    start_wandb = metrics_file.wandb_starter(job.config.wandb)
     workdir = workdirs.claim(workdir, job.config).absolute()
 
-    def wandb(workdir, config):
-        return start_wandb(workdir, fields.flat(config))
-
-    with Session(job, workdir, wandb=wandb if job.config.wandb else None) as session:
+    with Session(job, workdir, start_wandb=start_wandb) as session:
         if session.finished:
             if jax.process_index() == 0:
                 print(f"{workdir} has finished its {job.total} steps", file=sys.stderr)
