@@ -60,6 +60,11 @@ class Model:
     expander_bias: bool = False  # of the last layer; the loss does not see it
     dtype: str = "float32"  # of the computation, or bfloat16; parameters are float32
 
+    def spec(self) -> dict[str, Any]:
+        """Returns the arguments of `models.create` for the encoder."""
+        names = ("width", "stem", "zero_init_residual", "dtype")
+        return {"name": self.encoder} | {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class Loss:
