@@ -14,19 +14,19 @@ from ml_collections import ConfigDict, config_flags
 from rich.console import Console
 from rich.progress import Progress
 
+from vicreg_jax import config as configs
 from vicreg_jax import (
-    checkpoint,
     devices,
     distributed,
     evaluate,
     export,
     fields,
     hub,
+    loading,
     protocol,
     report,
     train,
 )
-from vicreg_jax import config as configs
 from vicreg_jax.data import shards, sources
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.evaluate import tasks
@@ -53,9 +53,9 @@ def pretrain(config: configs.Config, workdir: Path) -> None:
     trained = train.run(config, workdir, source=splits.train)
     encoders = {
         "untrained encoder": train.untrained(config),
-        "VICReg": trained.variables,
+        "VICReg": trained.encoder,
     }
-    table = evaluate.few_labels(splits, trained.encoder, encoders, config)
+    table = evaluate.few_labels(splits, encoders, config)
     if jax.process_index() == 0:  # all have computed it, with all devices
         evaluate.save(table, workdir / "few_labels.json")
         evaluate.show(table)
@@ -140,14 +140,13 @@ def write_report(given: protocol.Protocol) -> None:
 def write_export(given: protocol.Protocol, folder: Path) -> None:
     """Writes an encoder for others, and checks what they would compute with it."""
     devices.mesh()
-    loaded, options = checkpoint.load(given.checkpoint), given.export
-    size = loaded.config.data.image_size if loaded.config else 224
-    size = options.image_size or size
-    how = dict(image_size=size, mean=loaded.mean, std=loaded.std)
-    export.write(loaded, folder, formats=options.formats, **how)
-    shape = (4, size, size, len(loaded.mean))
+    encoder, options = loading.load(given.checkpoint), given.export
+    size = options.image_size or encoder.known_size()
+    encoder = dataclasses.replace(encoder, image_size=size)
+    export.write(encoder, folder, formats=options.formats)
+    shape = (4, size, size, encoder.channels)
     images = np.random.default_rng(given.seed).normal(size=shape).astype(np.float32)
-    export.show(export.agreement(loaded, folder, images), formats=options.formats)
+    export.show(export.agreement(encoder, folder, images), formats=options.formats)
     if options.hub:
         print(hub.push(folder, options.hub), file=sys.stderr)
 

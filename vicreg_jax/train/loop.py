@@ -30,13 +30,13 @@ from vicreg_jax.train.autopsy import autopsy
 from vicreg_jax.train.recorder import Recorder
 from vicreg_jax.train.step import make_train_step
 from vicreg_jax.watchdog import Watchdog
+from vicreg_jax.weights import Encoder
 
 
 class Trained(NamedTuple):
-    """What a run leaves behind: `encoder.apply(variables, images, train=False)`."""
+    """What a run leaves behind."""
 
-    encoder: nn.Module
-    variables: dict[str, Any]  # "params" and "batch_stats" of the encoder
+    encoder: Encoder
     state: TrainState
 
 
@@ -97,7 +97,7 @@ def run(
         if start == this.total:
             if lead:
                 print(f"{workdir} has finished its {start} steps", file=sys.stderr)
-            return Trained(this.model.encoder, parts.encoder_variables(state), state)
+            return _trained(this, state, workdir)
         wandb_run = start_wandb(workdir, fields.flat(config)) if lead else None
         if wandb_run:
             closing.callback(wandb_run.finish)
@@ -130,7 +130,13 @@ def run(
                     raise FloatingPointError(str(error)) from None
                 start, state = found
                 went_back = error.step
-    return Trained(this.model.encoder, parts.encoder_variables(state), state)
+    return _trained(this, state, workdir)
+
+
+def _trained(this, state, workdir):
+    source = str(workdir)
+    encoder = parts.trained(this.model, state, this.config, source=source)
+    return Trained(encoder, state)
 
 
 class _NotFinite(Exception):
@@ -385,7 +391,8 @@ def _explained(this, workdir, state, resident, batch, step):
     )
 
 
-def untrained(config: Config) -> dict[str, Any]:
-    """Returns the variables of the encoder before the first step of a run."""
-    init = parts.initializer(parts.model(config, None), optax.identity(), config)
-    return parts.encoder_variables(jax.jit(init)())
+def untrained(config: Config) -> Encoder:
+    """Returns the encoder before the first step of a run."""
+    model = parts.model(config, None)
+    init = parts.initializer(model, optax.identity(), config)
+    return parts.trained(model, jax.jit(init)(), config, source="untrained")

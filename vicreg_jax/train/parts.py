@@ -14,6 +14,7 @@ from vicreg_jax.config import Config
 from vicreg_jax.data import batches, sources
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.state import TrainState
+from vicreg_jax.weights import Encoder, part
 
 AT_ONCE = 8  # steps of one dispatch
 
@@ -96,13 +97,7 @@ def model(config: Config, encoder: nn.Module | None) -> models.JointEmbedding:
     """Returns the encoder, the config's or the one given, with its expander."""
     dtype = jnp.dtype(config.model.dtype)
     if encoder is None:
-        encoder = models.create(
-            config.model.encoder,
-            width=config.model.width,
-            stem=config.model.stem,
-            zero_init_residual=config.model.zero_init_residual,
-            dtype=dtype,
-        )
+        encoder = models.create(**config.model.spec())
     expander = models.Expander(
         config.model.expander, bias=config.model.expander_bias, dtype=dtype
     )
@@ -163,3 +158,21 @@ def encoder_variables(state: TrainState) -> dict[str, Any]:
         "params": state.params.get("encoder", {}),
         "batch_stats": state.batch_stats.get("encoder", {}),
     }
+
+
+def trained(
+    module: models.JointEmbedding, state: TrainState, config: Config, *, source: str
+) -> Encoder:
+    """Returns the encoder of a state as those see it who use it."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return Encoder(
+        module.encoder,
+        encoder_variables(state),
+        mean=config.data.mean,
+        std=config.data.std,
+        image_size=config.data.image_size,
+        expander=part(variables, "expander"),
+        config=config,
+        step=int(state.step),
+        source=source,
+    )
