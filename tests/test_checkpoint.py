@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_main import environment
 
-from vicreg_jax import checkpoint, processes, sharding, train
+from vicreg_jax import loading, processes, sharding, train
 from vicreg_jax.checkpoint import Checkpoints
 
 
@@ -284,13 +284,16 @@ def pictures():
 
 def test_the_encoder_of_a_run_is_loaded_as_it_was_trained(tmp_path):
     trained = train.run(RUN, tmp_path, source=pictures())
-    module, variables = checkpoint.load_encoder(tmp_path)
-    chex.assert_trees_all_equal(variables, jax.device_get(trained.variables))
+    loaded = loading.load(tmp_path)
+    want = trained.encoder
+    chex.assert_trees_all_equal(loaded.variables, jax.device_get(want.variables))
+    chex.assert_trees_all_equal(loaded.expander, jax.device_get(want.expander))
+    assert loaded.module == want.module
+    for name in ("mean", "std", "image_size", "config", "step"):
+        assert getattr(loaded, name) == getattr(want, name) is not None
     images = jnp.ones((2, 8, 8, 3))
-    np.testing.assert_array_equal(
-        module.apply(variables, images, train=False),
-        trained.encoder.apply(trained.variables, images, train=False),
-    )
+    np.testing.assert_array_equal(loaded.apply(images), want.apply(images))
+    np.testing.assert_array_equal(loaded(pictures()), want(pictures()))
 
 
 def test_an_encoder_of_the_users_own_is_loaded_when_it_is_given(tmp_path):
@@ -300,17 +303,16 @@ def test_an_encoder_of_the_users_own_is_loaded_when_it_is_given(tmp_path):
             return nn.Dense(12)(x.reshape(len(x), -1))
 
     trained = train.run(RUN, tmp_path, encoder=Linear(), source=pictures())
-    _, variables = checkpoint.load_encoder(tmp_path, encoder=Linear())
-    chex.assert_trees_all_equal(
-        variables["params"], jax.device_get(trained.variables["params"])
-    )
+    loaded = loading.load(tmp_path, encoder=Linear())
+    want = jax.device_get(trained.encoder.variables)
+    chex.assert_trees_all_equal(loaded.variables["params"], want["params"])
     with pytest.raises(ValueError, match="is of something else: it has no batch_stats"):
-        checkpoint.load_encoder(tmp_path)
+        loading.load(tmp_path)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run: there is no config.json"):
-        checkpoint.load_encoder(tmp_path)
+        loading.load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="has no checkpoint yet"):
-        checkpoint.load_encoder(tmp_path)
+        loading.load(tmp_path)

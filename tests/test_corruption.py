@@ -14,7 +14,7 @@ import pytest
 from test_checkpoint import RUN, pictures, saved, tree
 from test_main import DIGITS, TINY, environment
 
-from vicreg_jax import checkpoint, checksums, store, train
+from vicreg_jax import checksums, loading, store, train
 from vicreg_jax.checkpoint import Checkpoints
 
 HARMLESS = ("commit_success.txt", "_CHECKPOINT_METADATA")  # Orbax restores without
@@ -363,7 +363,7 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_its_last_checkpoint(tmp_pat
     assert "the checkpoint of step 28 could not be written to" in failed[0]
     assert failed[0].endswith("that of step 14 is whole")
     shutil.copytree(kept, workdir / "checkpoints", dirs_exist_ok=True)
-    assert checkpoint.load(workdir).step == 14
+    assert loading.load(workdir).step == 14
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

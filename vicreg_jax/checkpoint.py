@@ -1,7 +1,4 @@
-"""Checkpoints of a run, which cannot be damaged unnoticed; it never computes.
-
-And trained encoders, from a run or from a file of weights.
-"""
+"""Checkpoints of a run, which cannot be damaged unnoticed; it never computes."""
 
 import contextlib
 import json
@@ -14,16 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from absl import logging
 
-from vicreg_jax import checksums, models, processes, store, weights
-from vicreg_jax import config as configs
+from vicreg_jax import checksums, processes, store
 from vicreg_jax.processes import all_or_none
 from vicreg_jax.refusals import Unusable, one_line
-from vicreg_jax.weights import Loaded
 
 
 class Checkpoints:
@@ -254,91 +247,3 @@ def _make(folder):
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise Unusable(f"{folder} cannot be written to: {error.strerror}") from error
-
-
-def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Loaded:
-    """Returns a trained encoder, whoever trained it: a run, an export, a PyTorch file.
-
-    `module.apply(variables, images [n, h, w, c], train=False)` -> [n, f], for images
-    in [0, 1] normalized by `mean` and `std`: the run's, or ImageNet's for a file that
-    does not say.
-
-    Args:
-      path: the workdir of a run (its newest checkpoint); the folder or a file that
-        `export.write` wrote; or a .pth, .pt or .safetensors file with the names of the
-        authors' code, torchvision or timm: an encoder, or encoder and projector,
-        alone or under "model". A classifier `fc` is left out. PyTorch files are read
-        with weights_only; nothing in a file is run.
-      encoder: the module, where it is not one of `models.create`, or has the stem
-        "solo_learn", whose tensors look like those of "cifar".
-
-    Raises:
-      FileNotFoundError: there is no such file or run, or it has saved nothing yet.
-      ModuleNotFoundError: reading this file needs PyTorch or safetensors.
-      ValueError: the file is damaged, or its tensors are not those of the module.
-    """
-    path = Path(path).expanduser().absolute()
-    if path.is_file():
-        return weights.load_file(path, encoder=encoder)
-    about = None
-    if not (path / "checkpoints").is_dir():
-        about = weights.description(path)
-    if about:
-        for name in ("encoder.safetensors", "encoder.pth"):
-            if name in about["files"]:
-                return weights.load_file(path / name, encoder=encoder)
-        raise FileNotFoundError(
-            f"{path} holds only {', '.join(about['files'])}, which are not read back;"
-            " export safetensors too"
-        )
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file or folder {path}")
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path} is no run: there is no config.json; nor is it an export"
-        )
-    return _load_run(path, encoder)
-
-
-def load_encoder(
-    path: str | os.PathLike, *, encoder: nn.Module | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the (module, variables) of `load`."""
-    loaded = load(path, encoder=encoder)
-    return loaded.module, loaded.variables
-
-
-def _load_run(path, encoder):
-    config = configs.parse(json.loads((path / "config.json").read_text()))
-    if encoder is None:
-        encoder = models.create(
-            config.model.encoder,
-            width=config.model.width,
-            stem=config.model.stem,
-            dtype=jnp.dtype(config.model.dtype),
-        )
-    expander = models.Expander(config.model.expander, bias=config.model.expander_bias)
-    like = weights.abstract(
-        models.JointEmbedding(encoder, expander),
-        size=config.data.image_size,
-        channels=len(config.data.mean),
-    )
-    if not (path / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{path} has no checkpoint yet")
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    found = checkpoints.restore_part(like)
-    checkpoints.close()
-    if found is None:
-        raise FileNotFoundError(f"{path} has no checkpoint yet")
-    step, whole = found
-    weights.check(weights.flatten(whole), weights.flatten(like), path)
-    return Loaded(
-        encoder,
-        weights.part(whole, "encoder"),
-        weights.part(whole, "expander"),
-        config,
-        step,
-        str(path),
-        config.data.mean,
-        config.data.std,
-    )

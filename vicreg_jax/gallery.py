@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicreg_jax import checkpoint, devices
+from vicreg_jax import devices, loading
 from vicreg_jax.data import batches, plan, sources, views
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.evaluate import encode
@@ -26,8 +26,8 @@ def gallery(run: Path) -> Gallery:
       ValueError: its data cannot be read.
     """
     devices.mesh()
-    loaded = checkpoint.load(run)
-    config, data = loaded.config, loaded.config.data
+    encoder = loading.load(run)
+    config, data = encoder.config, encoder.config.data
     if data.name == "fake":
         raise ValueError(
             f"the images of {run} were fake, or a source of its user's; `report.write`"
@@ -61,7 +61,7 @@ def gallery(run: Path) -> Gallery:
     pair = batches.render((*everything, *batch), config=some, shape=shape)
     seen = np.asarray(pair) * data.std + data.mean
     return Gallery(
-        features=encode(loaded.module, loaded.variables, images, data, rows=rows),
+        features=encode(encoder, images, rows=rows),
         thumbnails=thumbnails,
         labels=None if labels is None else groups[rows],
         classes=getattr(images, "classes", ()),

@@ -115,7 +115,7 @@ class Svm:
 @dataclass(frozen=True)
 class Export:
     formats: tuple[Format, ...] = ("safetensors", "stablehlo")
-    image_size: NotNegative[int] = 0  # 0: that of the run, or 224
+    image_size: NotNegative[int] = 0  # 0: the encoder's own
     hub: str = ""  # OWNER/NAME on the Hugging Face Hub to push to, if any
 
 

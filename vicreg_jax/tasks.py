@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vicreg_jax import checkpoint, devices, evaluate, export, hub, report, train
+from vicreg_jax import devices, evaluate, export, hub, loading, report, train
 from vicreg_jax.config import Config
 from vicreg_jax.data import shards, sources
 from vicreg_jax.data.encoded import Encoded
@@ -32,9 +32,9 @@ def pretrain(config: Config, workdir: Path) -> None:
     trained = train.run(config, workdir, source=splits.train)
     encoders = {
         "untrained encoder": train.untrained(config),
-        "VICReg": trained.variables,
+        "VICReg": trained.encoder,
     }
-    table = evaluate.few_labels(splits, trained.encoder, encoders, config)
+    table = evaluate.few_labels(splits, encoders, config)
     if jax.process_index() == 0:  # all have computed it, with all devices
         evaluate.save(table, workdir / "few_labels.json")
         evaluate.show(table)
@@ -84,20 +84,13 @@ def write_export(config: Evaluation, workdir: Path) -> None:
     """Writes an encoder for others, and checks what they would compute with it."""
     _need_one_process("an export")
     devices.mesh()
-    loaded, options = checkpoint.load(config.checkpoint), config.export
-    size = loaded.config.data.image_size if loaded.config else 224
-    size = options.image_size or size
-    export.write(
-        loaded,
-        workdir,
-        formats=options.formats,
-        image_size=size,
-        mean=loaded.mean,
-        std=loaded.std,
-    )
-    shape = (4, size, size, len(loaded.mean))
+    encoder, options = loading.load(config.checkpoint), config.export
+    size = options.image_size or encoder.known_size()
+    encoder = dataclasses.replace(encoder, image_size=size)
+    export.write(encoder, workdir, formats=options.formats)
+    shape = (4, size, size, encoder.channels)
     images = np.random.default_rng(config.seed).normal(size=shape).astype(np.float32)
-    export.show(export.agreement(loaded, workdir, images), formats=options.formats)
+    export.show(export.agreement(encoder, workdir, images), formats=options.formats)
     if options.hub:
         print(hub.push(workdir, options.hub), file=sys.stderr)
 

@@ -4,11 +4,10 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ from vicreg_jax.config import Data
 from vicreg_jax.data import pixels
 from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.feed import Feed
+from vicreg_jax.weights import Encoder
 
 BATCH = 256
 ROWS = 2**16  # of a file
@@ -35,33 +35,33 @@ class Features(NamedTuple):
 
 
 def encode(
-    encoder: nn.Module,
-    variables: Mapping[str, Any],
+    encoder: Encoder,
     images: np.ndarray | Encoded,
-    data: Data,
     *,
-    shorter_side: int = 0,
     rows: np.ndarray | None = None,
+    shorter_side: int = 0,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
     """Returns the representations of images, float32 [n, f], by all devices.
 
     Args:
-      images: uint8 [n, h, w, c], seen whole, or files, of which the centre is seen.
-      data: its image_size, mean and std say what the encoder sees.
+      images: uint8 [n, h, w, c], seen whole, or files, of which the centre is seen;
+        either at the encoder's image size.
       shorter_side: of files before the centre is cut out; by default 8/7 image_size.
       rows: int [n], which images; by default all.
       mesh: by default over all devices.
 
     Raises:
+      Refusal: the encoder's image size is not known.
       ValueError: a file cannot be read.
     """
+    data = Data(image_size=encoder.known_size(), mean=encoder.mean, std=encoder.std)
 
     def apply(variables, views):
-        return encoder.apply(variables, views, train=False)
+        return encoder.module.apply(variables, views, train=False)
 
     how = dict(shorter_side=shorter_side, rows=rows, mesh=mesh)
-    return np.concatenate(list(stream(apply, variables, images, data, **how)))
+    return np.concatenate(list(stream(apply, encoder.variables, images, data, **how)))
 
 
 def stream(

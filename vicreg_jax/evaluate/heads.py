@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vicreg_jax.models.resnet import Block
 from vicreg_jax.protocol import Head
 
 EPS, DECAY = 1e-5, 0.9  # of BatchNorm, as in PyTorch
@@ -37,26 +36,26 @@ def features(
     """Returns what the heads see, "0" -> float32 [n, f] and so on, in inference mode.
 
     Layer 0 is the representation; layer k the outputs of the last k residual blocks,
-    averaged over the image and joined.
+    averaged over the image and joined. An encoder that has blocks tells their names in
+    order, `encoder.block_names()`.
 
     Raises:
       ValueError: the encoder has fewer residual blocks.
     """
-    output, kept = encoder.apply(
-        variables,
-        images,
-        train=False,
-        capture_intermediates=lambda module, _: isinstance(module, Block),
-        mutable=["intermediates"],
-    )
-    found = kept.get("intermediates", {})
-    # layer1_0, layer1_1, ... in order: stages have up to 36 blocks.
-    names = sorted(found, key=lambda name: [int(x) for x in name[5:].split("_")])
+    names = encoder.block_names() if hasattr(encoder, "block_names") else []
     if len(names) < max(layers):
         raise ValueError(
             f"config.head.layers asks for the last {max(layers)} residual blocks; the"
             f" encoder has {len(names)}; use 0, its representation"
         )
+    output, kept = encoder.apply(
+        variables,
+        images,
+        train=False,
+        capture_intermediates=lambda module, _: module.name in names,
+        mutable=["intermediates"],
+    )
+    found = kept.get("intermediates", {})
     pooled = [jnp.mean(found[name]["__call__"][0], axis=(1, 2)) for name in names]
     result = {}
     for k in layers:

@@ -4,9 +4,8 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +15,7 @@ from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.sources import Splits
 from vicreg_jax.evaluate.features import encode
 from vicreg_jax.uncertainty import margin
+from vicreg_jax.weights import Encoder
 
 
 class Accuracy(NamedTuple):
@@ -67,10 +67,7 @@ def check_installed() -> None:
 
 
 def few_labels(
-    splits: Splits,
-    encoder: nn.Module,
-    variables: Mapping[str, Mapping[str, Any]],
-    config: Config,
+    splits: Splits, encoders: Mapping[str, Encoder], config: Config
 ) -> list[Accuracy]:
     """Returns the accuracies of raw pixels, whitened pixels and encoders.
 
@@ -81,7 +78,7 @@ def few_labels(
     logistic regression with scikit-learn's default L2 penalty, C = 1.
 
     Args:
-      variables: name -> variables of the encoder, one row each.
+      encoders: by name, one row each.
 
     Raises:
       ValueError, ModuleNotFoundError: see `check`.
@@ -97,10 +94,9 @@ def few_labels(
     draws[0] = [np.arange(len(train.labels))]
     rows = {"raw pixels": (_flat(train.images), _flat(test.images))}
     rows["PCA-whitened pixels"] = _whitened(*rows["raw pixels"])
-    for name, weights in variables.items():
+    for name, encoder in encoders.items():
         rows[name] = tuple(
-            encode(encoder, weights, images, config.data)
-            for images in (train.images, test.images)
+            encode(encoder, images) for images in (train.images, test.images)
         )
     results = []
     for name, (a, b) in rows.items():

@@ -8,9 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vicreg_jax import files
+from vicreg_jax import files, models
 from vicreg_jax.evaluate.inputs import Inputs
-from vicreg_jax.models.resnet import LAYERS, ResNet
 from vicreg_jax.protocol import Evaluation
 from vicreg_jax.uncertainty import interval
 
@@ -38,13 +37,13 @@ def published(task: str, module: Any, found: Inputs) -> dict[str, float]:
       task: of the protocol, of fine-tuning with the share of labels.
     """
     tested = len(found.test.images) if found.test else 0
-    if (found.classes, tested) != IMAGENET or not isinstance(module, ResNet):
+    spec = models.spec(module)
+    if (found.classes, tested) != IMAGENET or spec is None:
         return {}
     part = len(found.kept) < len(found.train.images)
     if part and not task.startswith("finetune"):
         return {}
-    names = [name for name, layers in LAYERS.items() if layers == module.layers]
-    return PUBLISHED.get((task, names[0], module.width), {}) if names else {}
+    return PUBLISHED.get((task, spec["name"], spec["width"]), {})
 
 
 def write(

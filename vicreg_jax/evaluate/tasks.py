@@ -12,8 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vicreg_jax import checkpoint, devices, files, weights, workdirs
-from vicreg_jax.checkpoint import Loaded
+from vicreg_jax import devices, files, loading, weights, workdirs
 from vicreg_jax.config import Augment
 from vicreg_jax.data import plan
 from vicreg_jax.evaluate import (
@@ -36,6 +35,7 @@ from vicreg_jax.evaluate.inputs import (
     need_labels,
 )
 from vicreg_jax.protocol import Evaluation
+from vicreg_jax.weights import Encoder
 
 DIAGNOSED = 25_600  # images at most, as many as RankMe's authors take
 
@@ -54,10 +54,11 @@ def run(protocol: Evaluation, workdir: Path, *, name: str) -> None:
         workdir, before anything is written.
     """
     devices.mesh()
-    loaded = checkpoint.load(protocol.checkpoint)
-    _need_image_size(protocol, loaded)
+    loaded = loading.load(protocol.checkpoint)
     choose = multilabel_inputs if protocol.task == "svm" else inputs
-    found = choose(protocol, loaded.config, mean=loaded.mean, std=loaded.std)
+    size = protocol.data.image_size or loaded.known_size()
+    sized = replace(protocol, data=replace(protocol.data, image_size=size))
+    found = choose(sized, loaded.config, mean=loaded.mean, std=loaded.std)
     if protocol.task != "features":
         need_labels(found)
     workdir = workdirs.claim(workdir, protocol)
@@ -72,19 +73,6 @@ def run(protocol: Evaluation, workdir: Path, *, name: str) -> None:
             results.show(finished)
         return
     TASKS[protocol.task](protocol, workdir, loaded, found, name)
-
-
-def _need_image_size(protocol, loaded):
-    """Raises where 224 pixels, which a file that does not say is taken for, are wrong.
-
-    An encoder for small images would see them enlarged, and be worse than it is.
-    """
-    stem = getattr(loaded.module, "stem", "imagenet")
-    if not (loaded.config or protocol.data.image_size or stem == "imagenet"):
-        raise ValueError(
-            f"{protocol.checkpoint} does not say of which size its images were, and its"
-            f" stem {stem!r} is for small ones; give config.data.image_size, such as 32"
-        )
 
 
 def linear(protocol, workdir, loaded, found, name):
@@ -255,7 +243,7 @@ def _drawn(protocol, count, at_most):
     return plan.permutation(protocol.seed, 0, count)[:at_most]
 
 
-def _views(protocol, loaded: Loaded, found: Inputs) -> np.ndarray:
+def _views(protocol, loaded: Encoder, found: Inputs) -> np.ndarray:
     """Returns representations [n, q, f] of views, augmented as in the encoder's run."""
     augment = loaded.config.augment if loaded.config else Augment()
     if isinstance(found.train.images, np.ndarray):
@@ -283,7 +271,7 @@ def _bar(text, total):
         yield lambda done: bar.update(task, completed=done)
 
 
-def _parts(protocol, workdir, part, loaded: Loaded, found: Inputs, *, apply=None):
+def _parts(protocol, workdir, part, loaded: Encoder, found: Inputs, *, apply=None):
     """Yields the features of a part of the data, kept in the workdir."""
     if _is_first():
         workdirs.write_config(workdir, protocol)

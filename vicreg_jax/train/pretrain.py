@@ -21,6 +21,7 @@ from vicreg_jax.run.session import Job, Session
 from vicreg_jax.state import TrainState
 from vicreg_jax.train import build, memory_estimate, not_finite, online
 from vicreg_jax.train.step import make_train_step
+from vicreg_jax.weights import Encoder
 
 __all__ = ["Trained", "run", "untrained"]
 
@@ -28,10 +29,9 @@ AT_ONCE = 8  # steps of one dispatch
 
 
 class Trained(NamedTuple):
-    """What a run leaves behind: `encoder.apply(variables, images, train=False)`."""
+    """What a run leaves behind."""
 
-    encoder: nn.Module
-    variables: dict[str, Any]  # "params" and "batch_stats" of the encoder
+    encoder: Encoder
     state: TrainState
 
 
@@ -78,7 +78,8 @@ def run(
             state = session.state
         else:
             state = session.train()
-    return Trained(job.method.encoder, build.encoder_variables(state), state)
+    trained = build.trained(job.method, state, job.config, source=str(workdir))
+    return Trained(trained, state)
 
 
 class Pretraining(Job):
@@ -232,8 +233,8 @@ class Pretraining(Job):
         return f"; first in {where}; {path} has the batch"
 
 
-def untrained(config: Config) -> dict[str, Any]:
-    """Returns the variables of the encoder before the first step of a run."""
+def untrained(config: Config) -> Encoder:
+    """Returns the encoder before the first step of a run."""
     method = build.method(config, None, None)
     init = build.initializer(method, optax.identity(), config)
-    return build.encoder_variables(jax.jit(init)())
+    return build.trained(method, jax.jit(init)(), config, source="untrained")
