@@ -279,6 +279,31 @@ def test_a_mistake_is_refused_in_one_line(flags, expected, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [("refusals.Unusable", 2), ("ValueError", 1), ("KeyboardInterrupt", 130)],
+)
+def test_only_a_refusal_is_one_line_and_says_do_not_start_again(error, status):
+    code = f"""if True:
+        from vicreg_jax import main, refusals, tasks
+        def fail(config, workdir):
+            raise {error}("because")
+        tasks.TASKS["pretrain"] = fail
+        main.console()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--config=digits"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    if status == 1:
+        assert "Traceback" in done.stderr and "ValueError: because" in done.stderr
+    else:
+        assert done.stderr == ("vicreg_jax: because\n" if status == 2 else "")
+
+
 def test_of_a_field_that_is_given_twice_the_last_value_counts(tmp_path):
     twice = (
         *("--config.model.expander=(8,8)", "--config.data.batch_size=90"),

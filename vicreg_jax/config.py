@@ -163,8 +163,9 @@ class Config(Settings):
     task: Literal["pretrain", "prepare"] = "pretrain"
     seed: Seed = 0
     epochs: Positive[int] = 100
-    method: str = "vicreg"
-    loss: dict[str, NotNegative[float]] = field(default_factory=dict)  # term -> weight
+    method: str = "vicreg"  # or barlow_twins
+    # Term -> weight; a term that is left out has the weight that the method published.
+    loss: dict[str, NotNegative[float]] = field(default_factory=dict)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
