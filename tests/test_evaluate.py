@@ -83,6 +83,18 @@ def test_a_draw_has_n_labels_of_each_class_and_differs_from_the_next():
     assert len({tuple(sorted(d)) for d in draws}) == 5
 
 
+@pytest.mark.parametrize(
+    ("count", "draw", "want"),
+    [
+        (1, 0, [996, 737]),
+        (5, 0, [356, 258, 700, 908, 934, 499, 593, 117, 793, 163]),
+        (5, 2, [364, 272, 264, 822, 686, 67, 359, 493, 587, 313]),
+    ],
+)
+def test_the_draws_of_labels_never_change(count, draw, want):
+    assert probes._draw(np.arange(1000) % 2, count, 7, draw).tolist() == want
+
+
 def test_gains_are_paired_means_with_their_normal_interval():
     rng = np.random.default_rng(0)
     a, b = rng.normal(70, 5, 100), rng.normal(75, 5, 100)

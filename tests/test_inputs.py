@@ -69,6 +69,21 @@ def test_the_order_of_a_fraction_is_a_file_format():
     assert hashlib.sha256(found.astype("<i8").tobytes()).hexdigest() == FRACTION
 
 
+@pytest.mark.parametrize(
+    ("purpose", "want"),
+    [
+        (3, [281, 331, 344, 381, 776, 798, 824, 860]),
+        (4, [29, 355, 375, 562, 623, 798, 846, 996]),
+        (5, [54, 154, 164, 301, 433, 555, 565, 847]),
+        (6, [24, 178, 277, 315, 324, 769, 806, 985]),
+        (7, [225, 232, 462, 503, 505, 664, 707, 821]),
+    ],
+)
+def test_what_is_drawn_for_each_purpose_never_changes(purpose, want):
+    found = balanced(np.zeros(1000, int), 0.008, 7, purpose=purpose)
+    assert found.tolist() == want
+
+
 def test_held_out_images_are_those_that_are_not_trained_on():
     labels = np.arange(200) % 4
     kept = np.arange(0, 200, 2)  # of two classes
