@@ -53,10 +53,10 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps  # noqa: E402
 from vicreg_jax import config as configs  # noqa: E402
 from vicreg_jax import train  # noqa: E402
 from vicreg_jax.data import batches, plan, sources, views  # noqa: E402
-from vicreg_jax.data.encoded import Encoded  # noqa: E402
-from vicreg_jax.data.folder import folder  # noqa: E402
+from vicreg_jax.data.encoded import ImageFiles  # noqa: E402
+from vicreg_jax.data.folder import open_folder  # noqa: E402
 from vicreg_jax.data.records import Names  # noqa: E402
-from vicreg_jax.data.shards import INDEX, shards  # noqa: E402
+from vicreg_jax.data.shards import INDEX, open_prepared  # noqa: E402
 
 IMAGES, BATCH, BATCH_OF_ARRAYS = 128, 64, 512
 LOOP, WARM = 50, 10  # steps, and those of them that are not counted
@@ -74,7 +74,7 @@ def main() -> None:
     if args.loop:
         result = measure_loop(image_files(args.data, None), args.size, args.rounds)
     elif args.data.endswith(".npz"):
-        images = sources.arrays(args.data).train.images[:BATCH_OF_ARRAYS]
+        images = sources.open_arrays(args.data).train.images[:BATCH_OF_ARRAYS]
         result = measure_arrays(images, args.size, args.rounds)
     else:
         result = measure(image_files(args.data, 1), args.size, args.rounds)
@@ -83,18 +83,18 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def image_files(path: str, threads: int | None) -> Encoded:
+def image_files(path: str, threads: int | None) -> ImageFiles:
     """Returns the images of a folder, prepared or not."""
     source = shards if (Path(path) / INDEX).exists() else folder
     return source(path, threads=threads)
 
 
-def measure(files: Encoded, size: int, rounds: int) -> dict:
+def measure(files: ImageFiles, size: int, rounds: int) -> dict:
     """Returns all rates, in images per processor second, and the machine."""
     chosen = np.linspace(0, len(files) - 1, min(IMAGES, len(files))).astype(int)
     chosen = [int(i) for i in chosen]
     data = [files.read(i) for i in chosen]
-    held = Encoded(data.__getitem__, [files.names[i] for i in chosen], threads=1)
+    held = ImageFiles(data.__getitem__, [files.names[i] for i in chosen], threads=1)
     settings = dict(data=dict(batch_size=BATCH, image_size=size))
     config = configs.parse(settings)
     coloured = configs.parse(settings | dict(augment=dict(colour="host")))
@@ -143,7 +143,7 @@ class Glance(nn.Module):
         return nn.Dense(64)(x.reshape(len(x), -1))
 
 
-def measure_loop(files: Encoded, size: int, rounds: int) -> dict:
+def measure_loop(files: ImageFiles, size: int, rounds: int) -> dict:
     """Returns the rates of the train loop and of its input alone, and the machine."""
     count, names = BATCH * LOOP, files.names
     times = []  # of the clock and the processor, after each image read
@@ -153,7 +153,7 @@ def measure_loop(files: Encoded, size: int, rounds: int) -> dict:
         return files.read(index % len(names))
 
     # The files again and again.
-    images = Encoded(read, Names(lambda i: names[i % len(names)], count))
+    images = ImageFiles(read, Names(lambda i: names[i % len(names)], count))
     settings = dict(
         data=dict(batch_size=BATCH, image_size=size),
         augment=dict(colour="host"),

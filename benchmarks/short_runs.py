@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--imagenette", type=Path, help="a folder of train/ and val/")
     args = parser.parse_args()
     if args.cifar10:
-        splits = sources.arrays(args.cifar10)
+        splits = sources.open_arrays(args.cifar10)
         run("cifar10", args.cifar10, splits, CIFAR10, args.out)
     if args.imagenette:
         splits = [_in_memory(args.imagenette / part) for part in ("train", "val")]

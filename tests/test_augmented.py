@@ -9,7 +9,8 @@ from vicreg_jax import config as configs
 from vicreg_jax import sharding
 from vicreg_jax.data import pixels, plan, views
 from vicreg_jax.data.batches import policies
-from vicreg_jax.data.folder import folder
+from vicreg_jax.data.folder import open_folder
+from vicreg_jax.data.source import as_source
 from vicreg_jax.evaluate.augmented import augmented
 
 N, SIZE = 150, 8  # more images than a batch of 128 has
@@ -38,7 +39,7 @@ def found(images, variables, given, *, rows=None, count=5, devices=8, **how):
     rows = np.arange(N) if rows is None else rows
     mesh = sharding.data_mesh(jax.devices()[:devices])
     how = dict(rows=rows, count=count, mesh=mesh, **how)
-    return augmented(apply, variables, images, given, **how)
+    return augmented(apply, variables, as_source(images), given, **how)
 
 
 def test_each_view_is_augmented_by_its_own_numbers(images, variables):
@@ -86,7 +87,7 @@ def test_image_files_are_seen_like_arrays_that_need_no_crop(variables, tmp_path)
         Image.fromarray(x[..., 0]).save(tmp_path / "a" / f"{i}.png")
     rows = np.arange(4)
     a = found(arrays, variables, config(**plain), rows=rows)
-    b = found(folder(tmp_path), variables, config(**plain), rows=rows)
+    b = found(open_folder(tmp_path), variables, config(**plain), rows=rows)
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
     np.testing.assert_array_equal(a, np.repeat(a[:, :1], 5, axis=1))
 

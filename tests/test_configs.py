@@ -11,6 +11,7 @@ import pytest
 from vicreg_jax import config as configs
 from vicreg_jax import sharding, train
 from vicreg_jax.data import batches, plan, views
+from vicreg_jax.data.source import Arrays
 from vicreg_jax.train import parts
 
 NAMES = sorted(
@@ -43,16 +44,20 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     crops = data.name == "folder" or name == "imagenette"
     shape = (b, 2, size, size) if crops else (b, size, size)
     images = jax.ShapeDtypeStruct((*shape, channels), jnp.uint8)
+    batch = batches.Batch(images, parameters, "crops" if crops else "whole")
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    one = Arrays(np.zeros((1, 8, 8, channels), np.uint8))
+    views_of = batches.Batches(one, config, mesh)
     step = train.make_train_step(
         model,
         tx,
         weights=dict(vars(config.loss)),
-        mesh=sharding.data_mesh(jax.devices()[:1]),
-        render=lambda batch: batches.render(batch, config=config),
+        mesh=mesh,
+        render=lambda batch: jnp.unstack(views_of.render((), batch), axis=1),
     )
     # optax's AdamW raises a float to an integer power.
     with jax.numpy_dtype_promotion("standard" if name == "digits" else "strict"):
-        new, metrics, (y, z) = jax.eval_shape(step, state, (images, parameters))
+        new, metrics, (y, z) = jax.eval_shape(step, state, batch)
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new.params))
     assert z.shape == (b, config.model.expander[-1]) and y.shape[0] == b

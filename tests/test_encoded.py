@@ -1,4 +1,4 @@
-"""Encoded images: what a folder holds, what is cut out, what happens to broken ones."""
+"""Image files: what a folder holds, what is cut out, what happens to broken ones."""
 
 import json
 import struct
@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from vicreg_jax import config as configs
-from vicreg_jax import train
+from vicreg_jax import sharding, train
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, encoded, pixels, plan, views
-from vicreg_jax.data.encoded import Encoded
-from vicreg_jax.data.folder import folder
+from vicreg_jax.data.encoded import ImageFiles
+from vicreg_jax.data.folder import open_folder
+from vicreg_jax.data.source import How
 
 GOLDEN = Path(__file__).parent / "golden"
 POLICY = batches.policies(Config())[1]._replace(blur=0.5)
@@ -43,7 +44,7 @@ def uniforms(b, seed=0):
 
 
 def test_class_folders_are_labelled_in_alphabetic_order(tmp_path):
-    images = folder(pictures(tmp_path))
+    images = open_folder(pictures(tmp_path))
     assert images.classes == ["a", "b"] and len(images) == 8
     assert images.labels.tolist() == [0] * 4 + [1] * 4
     names = [str(Path(x).relative_to(tmp_path)) for x in images.names]
@@ -54,15 +55,17 @@ def test_a_flat_folder_has_no_labels_and_other_files_are_passed_over(tmp_path):
     picture(0, 20, 30).save(tmp_path / "1.JPG", format="jpeg")
     picture(1, 20, 30).save(tmp_path / "0.png")
     (tmp_path / "notes.txt").write_text("no image")
-    images = folder(tmp_path)
+    images = open_folder(tmp_path)
     assert [Path(x).name for x in images.names] == ["0.png", "1.JPG"]
     assert images.labels is None
 
 
 def test_views_are_those_that_the_accelerator_would_cut_from_the_whole_image(tmp_path):
-    images = folder(pictures(tmp_path))
+    images = open_folder(pictures(tmp_path))
     indices = np.array([5, 0, 3])
-    crops, parameters = images.views(indices, uniforms(3), [POLICY] * 2, size=24)
+    crops, parameters = images.views(
+        indices, uniforms(3), [POLICY] * 2, How("crops", 24)
+    )
     assert crops.shape == (3, 2, 24, 24, 3) and crops.dtype == np.uint8
     for row, index in enumerate(indices):
         whole = jnp.asarray(images.whole(index))[None]
@@ -74,8 +77,10 @@ def test_views_are_those_that_the_accelerator_would_cut_from_the_whole_image(tmp
 
 
 def test_rendered_crops_are_recoloured_like_whole_images(tmp_path):
-    images = folder(pictures(tmp_path))
-    crops, parameters = images.views(np.arange(4), uniforms(4), [POLICY] * 2, size=24)
+    images = open_folder(pictures(tmp_path))
+    crops, parameters = images.views(
+        np.arange(4), uniforms(4), [POLICY] * 2, How("crops", 24)
+    )
     view = jax.tree.map(lambda x: jnp.asarray(x[:, 0]), parameters)
     got = pixels.render_crops(jnp.asarray(crops[:, 0]), view, policy=POLICY)
     want = pixels.recolour(jnp.asarray(crops[:, 0]) / 255, view, policy=POLICY)
@@ -86,20 +91,20 @@ def test_grey_palette_and_transparent_files_become_rgb(tmp_path):
     for mode in ("L", "P", "RGBA", "CMYK"):
         ending = "jpg" if mode == "CMYK" else "png"
         picture(0, 30, 30).convert(mode).save(tmp_path / f"{mode}.{ending}")
-    images = folder(tmp_path)
-    crops, _ = images.views(np.arange(4), uniforms(4), [POLICY] * 2, size=8)
+    images = open_folder(tmp_path)
+    crops, _ = images.views(np.arange(4), uniforms(4), [POLICY] * 2, How("crops", 8))
     assert crops.shape[-1] == 3 and not images.broken
-    grey, _ = images.views(np.arange(4), uniforms(4), [POLICY] * 2, size=8, channels=1)
+    grey, _ = images.views(np.arange(4), uniforms(4), [POLICY] * 2, How("crops", 8, 1))
     assert grey.shape[-1] == 1
 
 
 def test_a_broken_file_is_replaced_by_the_next_and_noted(tmp_path, monkeypatch):
     monkeypatch.setattr("vicreg_jax.data.encoded.BROKEN_AT_MOST", 0.5)
-    images = folder(pictures(tmp_path, ending="jpg"))
+    images = open_folder(pictures(tmp_path, ending="jpg"))
     Path(images.names[1]).write_bytes(b"not an image")
     cut = Path(images.names[2])
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])  # its header is whole
-    where = dict(policies=[POLICY] * 2, size=16)
+    where = dict(policies=[POLICY] * 2, how=How("crops", 16))
     for _ in range(2):  # the second time they are known
         got, parameters = images.views(np.array([1, 6]), uniforms(2), **where)
         want, expected = images.views(np.array([3, 6]), uniforms(2), **where)
@@ -110,20 +115,20 @@ def test_a_broken_file_is_replaced_by_the_next_and_noted(tmp_path, monkeypatch):
 
 
 def test_too_many_broken_files_stop_the_run(tmp_path):
-    images = folder(pictures(tmp_path))
+    images = open_folder(pictures(tmp_path))
     for name in images.names[:3]:
         Path(name).write_bytes(b"")
     with pytest.raises(ValueError, match="3 of 8 images cannot be read, .*/0.png"):
-        images.views(np.arange(8), uniforms(8), [POLICY] * 2, size=8)
+        images.views(np.arange(8), uniforms(8), [POLICY] * 2, How("crops", 8))
 
 
 def test_an_empty_or_missing_folder_is_refused(tmp_path):
     with pytest.raises(
         ValueError, match="no images below .*; expected files ending in"
     ):
-        folder(tmp_path)
+        open_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        folder(tmp_path / "nowhere")
+        open_folder(tmp_path / "nowhere")
 
 
 def test_a_run_lists_the_files_that_it_had_to_replace(tmp_path):
@@ -150,7 +155,7 @@ def run_config(root, **augment):
 def test_a_run_on_a_folder_does_not_depend_on_the_number_of_threads(tmp_path):
     config = run_config(pictures(tmp_path / "data"))
     a = train.run(config, tmp_path / "a")
-    source = folder(tmp_path / "data", threads=1)
+    source = open_folder(tmp_path / "data", threads=1)
     b = train.run(config, tmp_path / "b", source=source)
     for x, y in zip(jax.tree.leaves(a.state), jax.tree.leaves(b.state), strict=True):
         np.testing.assert_array_equal(x, y)
@@ -159,7 +164,7 @@ def test_a_run_on_a_folder_does_not_depend_on_the_number_of_threads(tmp_path):
 def test_images_beside_class_folders_are_taken_and_nothing_is_labelled(tmp_path):
     pictures(tmp_path)
     picture(0, 20, 30).save(tmp_path / "beside.png")
-    files = folder(tmp_path)
+    files = open_folder(tmp_path)
     assert len(files) == 9 and files.labels is None and files.classes == []
 
 
@@ -202,9 +207,9 @@ def bomb(width=60_000, height=60_000):
 @pytest.mark.parametrize("side", [10_000, 60_000])  # Pillow warns, Pillow refuses
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_an_image_that_claims_an_insane_size_counts_as_broken(tmp_path, side):
-    images = folder(pictures(tmp_path))
+    images = open_folder(pictures(tmp_path))
     Path(images.names[1]).write_bytes(bomb(side, side))
-    where = dict(policies=[POLICY] * 2, size=16)
+    where = dict(policies=[POLICY] * 2, how=How("crops", 16))
     got, _ = images.views(np.array([1, 6]), uniforms(2), **where)
     want, _ = images.views(np.array([2, 6]), uniforms(2), **where)
     np.testing.assert_array_equal(got, want)
@@ -214,9 +219,9 @@ def test_an_image_that_claims_an_insane_size_counts_as_broken(tmp_path, side):
 
 @pytest.mark.parametrize("side", [10_000, 60_000])
 def test_where_warnings_are_errors_an_insane_size_is_no_crash(tmp_path, side):
-    images = folder(pictures(tmp_path))
+    images = open_folder(pictures(tmp_path))
     Path(images.names[1]).write_bytes(bomb(side, side))
-    images.check()
+    images.check(Config())
     assert list(images.broken) == [1]
     with pytest.raises(ValueError, match=r"1\.png cannot be read \(.*; mend or rem"):
         images.centres(np.array([1]), size=8, shorter=8)
@@ -224,7 +229,7 @@ def test_where_warnings_are_errors_an_insane_size_is_no_crash(tmp_path, side):
 
 def saved(folder, image):
     Image.fromarray(image).save(folder / "0.png")
-    return Encoded(lambda i: (folder / "0.png").read_bytes(), ["0.png"])
+    return ImageFiles(lambda i: (folder / "0.png").read_bytes(), ["0.png"])
 
 
 def test_a_centre_is_that_of_torchvision(tmp_path):
@@ -268,23 +273,26 @@ def test_centres_may_be_grey(tmp_path):
 
 
 def test_a_test_leaves_no_image_out(tmp_path):
-    images = folder(pictures(tmp_path))
+    images = open_folder(pictures(tmp_path))
     Path(images.names[2]).write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"a/2\.png cannot be read \(cannot identify"):
         images.centres(np.arange(4), size=8, shorter=8)
 
 
 def test_the_images_that_stand_for_broken_ones_are_known(tmp_path):
-    images = folder(pictures(tmp_path))
+    images = open_folder(pictures(tmp_path))
     np.testing.assert_array_equal(images.chosen(np.arange(8)), np.arange(8))
     images.broken |= {2: "broken", 3: "broken", 7: "broken"}
     assert images.chosen(np.array([1, 2, 3, 4, 7])).tolist() == [1, 4, 4, 4, 0]
 
 
 def test_what_views_shows_is_what_chosen_names(tmp_path):
-    images = folder(pictures(tmp_path))
+    images = open_folder(pictures(tmp_path))
     Path(images.names[7]).write_bytes(b"not an image")
-    where, indices = dict(policies=[POLICY] * 2, size=16), np.array([2, 7, 5])
+    where, indices = (
+        dict(policies=[POLICY] * 2, how=How("crops", 16)),
+        np.array([2, 7, 5]),
+    )
     got, _ = images.views(indices, uniforms(3), **where)
     want, _ = images.views(images.chosen(indices), uniforms(3), **where)
     np.testing.assert_array_equal(got, want)
@@ -292,23 +300,25 @@ def test_what_views_shows_is_what_chosen_names(tmp_path):
 
 def test_threads_are_as_many_as_the_process_has_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(encoded.os, "sched_getaffinity", lambda _: {3, 5, 7})
-    images = folder(pictures(tmp_path))
+    images = open_folder(pictures(tmp_path))
     assert encoded.cores() == images.threads == images._threads._max_workers == 3
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_each_host_reads_its_share_of_a_batch_and_nothing_else(tmp_path, hosts):
-    images = folder(pictures(tmp_path, each=10))
+    images = open_folder(pictures(tmp_path, each=10))
     read, reads = images.read, []
     images.read = lambda index: (reads.append(index), read(index))[1]
     numbers = dict(views=2, numbers=views.NUMBERS)
     planner = plan.Planner(seed=0, examples=20, batch_size=16, **numbers)
     config = configs.parse(run_config(tmp_path))
+    made = batches.Batches(images, config, sharding.data_mesh())
+    reads.clear()  # of some it has looked whether they can be read
     share = 16 // hosts
     for host in range(hosts):
         rows = slice(host * share, (host + 1) * share)
         before = len(reads)
-        batches.batch(planner, images, config, 0, rows=rows)
+        made.make(planner, 0, rows)
         assert len(reads) - before == share
     assert Counter(reads) == Counter(planner(0).indices.tolist())
 

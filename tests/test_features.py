@@ -8,8 +8,8 @@ from PIL import Image
 
 from vicreg_jax import sharding
 from vicreg_jax.config import Data
-from vicreg_jax.data.folder import folder
-from vicreg_jax.data.sources import Examples
+from vicreg_jax.data.folder import open_folder
+from vicreg_jax.data.source import Arrays
 from vicreg_jax.evaluate import features
 
 DATA = Data(name="arrays", image_size=6, mean=(0.5,), std=(0.25,))
@@ -24,7 +24,7 @@ class Projected(nn.Module):
 def examples(n=21):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, 6, 6, 1)).astype(np.uint8)
-    return Examples(images, np.arange(n) % 3)
+    return Arrays(images, np.arange(n) % 3)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def extract(where, variables, *, rows=None, source="run", images=None, told=None
         images,
         DATA,
         where,
-        rows=np.arange(len(images.images)) if rows is None else rows,
+        rows=np.arange(len(images)) if rows is None else rows,
         shorter_side=7,
         mesh=sharding.data_mesh(),
         source=source,
@@ -63,7 +63,7 @@ def extract(where, variables, *, rows=None, source="run", images=None, told=None
 def test_features_are_those_of_the_encoder_with_labels_and_names(tmp_path, variables):
     rows = np.array([3, 0, 20])
     found = extract(tmp_path / "x", variables, rows=rows)
-    want = numpy_features(variables, examples().images[rows])
+    want = numpy_features(variables, examples().array[rows])
     np.testing.assert_allclose(found.representations, want, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(found.embeddings, found.representations[:, :2])
     assert found.labels.tolist() == [0, 0, 2] and found.names.tolist() == [
@@ -121,7 +121,7 @@ def test_files_are_seen_at_their_centre_and_one_device_sees_what_eight_see(
     for i in range(10):
         picture = rng.integers(0, 256, (12 + i, 30 - i)).astype(np.uint8)
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
-    images = folder(tmp_path)
+    images = open_folder(tmp_path)
     centres = images.centres(np.arange(10), size=6, shorter=7, channels=1)
     want = numpy_features(variables, centres)
     for devices in (jax.devices(), jax.devices()[:1]):
@@ -140,4 +140,4 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, variables):
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="b.png cannot be read"):
-        features.encode(Projected(), variables, folder(tmp_path), DATA)
+        features.encode(Projected(), variables, open_folder(tmp_path), DATA)

@@ -11,9 +11,11 @@ from PIL import Image
 from test_main import ROOT, lines, main
 
 from vicreg_jax import config as configs
+from vicreg_jax import sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, host_pixels, pixels, plan, views
-from vicreg_jax.data.folder import folder
+from vicreg_jax.data.folder import open_folder
+from vicreg_jax.data.source import Arrays, How
 
 pytest.importorskip("numba", reason='needs pip install "vicreg_jax[data]"')
 
@@ -216,32 +218,32 @@ def settings(root, **groups):
 
 
 def test_a_batch_is_the_same_wherever_colours_are_made(files):
-    images, numbers = folder(files), dict(views=2, numbers=views.NUMBERS)
+    images, numbers = open_folder(files), dict(views=2, numbers=views.NUMBERS)
     planner = plan.Planner(seed=0, examples=16, batch_size=16, **numbers)
     batch, rendered = {}, {}
     for colour in ("host", "device"):
         config = settings(files, augment=dict(colour=colour))
-        batches.check(images, config)
-        batch[colour] = batches.batch(planner, images, config, 3, rows=slice(None))
-        rendered[colour] = batches.render(batch[colour], config=config)
-    assert batch["host"][0].dtype == np.uint8
-    assert batch["host"][0].shape == batch["device"][0].shape
-    for a, b in zip(batch["host"][1], batch["device"][1], strict=True):
+        made = batches.Batches(images, config, sharding.data_mesh(jax.devices()[:1]))
+        batch[colour] = made.make(planner, 3, slice(None))
+        rendered[colour] = made.render((), batch[colour])
+    assert batch["host"].images.dtype == np.uint8
+    assert batch["host"].images.shape == batch["device"].images.shape
+    pairs = (batch[where].parameters for where in ("host", "device"))
+    for a, b in zip(*pairs, strict=True):
         np.testing.assert_array_equal(a, b)  # the parameters
     levels = 255 * np.array(config.data.std, np.float32)
-    for host, device in zip(rendered["host"], rendered["device"], strict=True):
-        # Rounding of 8 bits: once here, and for the device's colours before them.
-        differences = np.abs(np.asarray(host) - np.asarray(device)) * levels
-        assert differences.mean() < HALF_A_LEVEL
+    # Rounding of 8 bits: once here, and for the device's colours before them.
+    difference = np.asarray(rendered["host"]) - np.asarray(rendered["device"])
+    assert ((np.abs(difference) * levels).mean(axis=(0, 2, 3, 4)) < HALF_A_LEVEL).all()
 
 
 def test_what_the_host_did_with_colours_is_timed(files):
-    images = folder(files)
+    images = open_folder(files)
     uniforms = plan.uniforms(0, 0, (2, 2, views.NUMBERS))
     policies = batches.policies(Config())
-    images.views(np.arange(2), uniforms, policies, size=8)
+    images.views(np.arange(2), uniforms, policies, How("crops", 8))
     assert images.seconds["colour"] == 0
-    images.views(np.arange(2), uniforms, policies, size=8, colour=True)
+    images.views(np.arange(2), uniforms, policies, How("finished", 8))
     assert images.seconds["colour"] > 0
 
 
@@ -276,18 +278,20 @@ def test_the_program_trains_alike_wherever_colours_are_made(files, tmp_path):
 def test_what_the_host_cannot_do_is_refused(files, groups, message):
     groups["augment"] = dict(groups.get("augment", {}), colour="host")
     with pytest.raises(ValueError, match=message) as refusal:
-        batches.check(folder(files), settings(files, **groups))
+        given = settings(files, **groups)
+        batches.Batches(open_folder(files), given, sharding.data_mesh())
     assert "\n" not in str(refusal.value)
 
 
 def test_colours_of_arrays_stay_with_the_device():
     config = settings("FILE.npz", data=dict(name="arrays"), augment=dict(colour="host"))
     with pytest.raises(ValueError, match="is for image files .*'arrays' gives arrays"):
-        batches.check(np.zeros((16, 8, 8, 3), np.uint8), config)
+        source = Arrays(np.zeros((16, 8, 8, 3), np.uint8))
+        batches.Batches(source, config, sharding.data_mesh())
 
 
 def test_without_numba_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     host_pixels._compile.cache_clear()
-    with pytest.raises(ModuleNotFoundError, match="needs Numba.*pip install"):
+    with pytest.raises(ModuleNotFoundError, match="needs numba.*pip install"):
         host_pixels.compile()

@@ -13,6 +13,7 @@ STEPS = (0, 1, 7)  # 6 steps an epoch
 HOST = """if True:
     import sys, jax, numpy as np
     from vicreg_jax import config as configs
+    from vicreg_jax import devices
     from vicreg_jax.data import batches, plan, views
     from vicreg_jax.train import parts
 
@@ -20,14 +21,15 @@ HOST = """if True:
     name = "arrays" if path.endswith(".npz") else "folder"
     config = configs.parse(dict(data=dict(name=name, path=path, batch_size=8,
         image_size=24), seed=3))
-    images = parts.examples(config, None).images
+    images = parts.images(config, None)
+    made = batches.Batches(images, config, devices.mesh())
     planner = plan.Planner(seed=config.seed, examples=len(images), batch_size=8,
         views=2, numbers=views.NUMBERS)
     share = 8 // int(hosts)
     rows = slice(int(host) * share, (int(host) + 1) * share)
     leaves = {}
     for step in map(int, steps):
-        batch = batches.batch(planner, images, config, step, rows=rows)
+        batch = made.make(planner, step, rows)
         for i, leaf in enumerate(jax.tree.leaves(batch)):
             leaves[f"{step}/{i}"] = leaf
     np.savez(out, **leaves)

@@ -39,9 +39,9 @@ def test_nearest_neighbours_are_scikit_learns(run):
     assert done.returncode == 0, done.stderr
     found = result(run, "knn")
     loaded = checkpoint.load(run)
-    train, test = sources.digits()
+    train, test = sources.load_digits()
     a, b = (
-        encode(loaded.module, loaded.variables, part.images, loaded.config.data)
+        encode(loaded.module, loaded.variables, part, loaded.config.data)
         for part in (train, test)
     )
     votes = KNeighborsClassifier(
@@ -92,7 +92,9 @@ def test_linear_evaluation_and_fine_tuning_leave_results_and_a_record(run):
     done = judge("finetune", run, *few, "--config.epochs=2")
     assert done.returncode == 0, done.stderr
     found = result(run, "finetune")
-    kept = sum(max(1, round(0.2 * n)) for n in np.bincount(sources.digits().train[1]))
+    kept = sum(
+        max(1, round(0.2 * n)) for n in np.bincount(sources.load_digits().train[1])
+    )
     assert found["notes"] == [f"Trained on {kept} of 1437 images."]
 
 
@@ -109,7 +111,7 @@ def test_features_and_embeddings_are_written_with_labels(run):
     with np.load(run / "eval/features/features/test/part-00000.npz") as file:
         assert file["representations"].shape == (360, 64)
         assert file["embeddings"].shape == (360, 16)
-        np.testing.assert_array_equal(file["labels"], sources.digits().test.labels)
+        np.testing.assert_array_equal(file["labels"], sources.load_digits().test.labels)
         assert file["names"][7] == "7"
     facts = json.loads((run / "eval/features/diagnostics.json").read_text())
     assert 1 <= facts["representation_rank"] <= 64

@@ -121,11 +121,11 @@ def test_a_stuck_evaluation_ends_itself(data, tmp_path):
         )
         given = protocol({data!r}, epochs=50, guard=dict(stuck_seconds=2.0))
         found = load(given, config)
-        batch = supervised.batches.batch
-        def slow(planner, images, config, step, **how):
+        make = supervised.batches.Batches.make
+        def slow(self, planner, step, rows):
             time.sleep(60 if step > 20 else 0)
-            return batch(planner, images, config, step, **how)
-        supervised.batches.batch = slow
+            return make(self, planner, step, rows)
+        supervised.batches.Batches.make = slow
         supervised.fit(given, Path({str(tmp_path)!r}), encoder, variables, found)
     """
     done = subprocess.run(

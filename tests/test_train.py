@@ -279,7 +279,7 @@ def test_the_untrained_encoder_is_where_the_run_starts(tmp_path):
 def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(tmp_path, monkeypatch):
     config = SMALL | dict(every=dict(log_steps=1000))
     one = train.run(config, tmp_path / "one", source=images())
-    monkeypatch.setattr(parts, "at_once", lambda *_: 3)
+    monkeypatch.setattr(parts, "at_once", lambda *_, **__: 3)
     many = train.run(config, tmp_path / "many", source=images())
     assert int(many.state.step) == int(one.state.step)
     records = [

@@ -27,8 +27,8 @@ from vicreg_jax import (
     train,
 )
 from vicreg_jax import config as configs
-from vicreg_jax.data import shards, sources
-from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data import shards
+from vicreg_jax.data.sources import load_splits
 from vicreg_jax.evaluate import tasks
 from vicreg_jax.gallery import gallery
 
@@ -48,7 +48,7 @@ def pretrain(config: configs.Config, workdir: Path) -> None:
         train.run(config, workdir)
         return
     evaluate.check_installed()
-    splits = sources.load(config.data, seed=config.seed)
+    splits = load_splits(config.data, seed=config.seed)
     evaluate.check(splits, config)
     trained = train.run(config, workdir, source=splits.train)
     encoders = {
@@ -63,8 +63,8 @@ def pretrain(config: configs.Config, workdir: Path) -> None:
 
 def prepare(config: configs.Config, workdir: Path) -> None:
     """Writes a data set into the workdir as ArrayRecord files."""
-    images = sources.load(config.data, seed=config.seed).train.images
-    if not isinstance(images, Encoded):
+    images = load_splits(config.data, seed=config.seed).train
+    if images.names is None:
         raise ValueError(
             f"config.data.name {config.data.name!r} gives arrays, which are read as"
             " they are; the task prepare is for image files"

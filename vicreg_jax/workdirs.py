@@ -66,12 +66,12 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(draft, path)
 
 
-def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None:
+def list_broken(source: Any, workdir: Path, note: Callable[[str], None]) -> None:
     """Adds the files that had to be replaced to bad_examples.jsonl, each once.
 
     Of several processes each has a file for those that it met.
     """
-    broken = getattr(images, "broken", {})  # of files; arrays are never broken
+    broken = source.broken
     if not broken:
         return
     number = jax.process_index()
@@ -81,7 +81,7 @@ def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None
         known = {json.loads(line)["name"] for line in path.read_text().splitlines()}
     with path.open("a") as file:
         for i in sorted(broken):
-            name = str(images.names[i])
+            name = str(source.names[i])
             if name not in known:
                 line = {"name": name, "reason": broken[i]}
                 file.write(json.dumps(line) + "\n")

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vicreg_jax.data.views import Parameters
+from vicreg_jax.refusals import require
 
 # Plain Python numbers would make Numba compute in float64.
 ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX = (np.float32(i) for i in range(7))
@@ -40,7 +41,7 @@ def crop_resize(
       flip: mirrors it left to right.
 
     Raises:
-      ModuleNotFoundError: Numba is not installed.
+      NotInstalled: Numba is not installed.
     """
     top, left, height, width = box.astype(int).tolist()
     reach = {"bicubic": 2, "bilinear": 1}[interpolation]
@@ -118,7 +119,7 @@ def compile() -> None:
     """Compiles everything, which takes seconds; else the first images would wait.
 
     Raises:
-      ModuleNotFoundError: Numba is not installed.
+      NotInstalled: Numba is not installed.
     """
     image = np.zeros((2, 2, 3), np.uint8)
     image.flags.writeable = False  # as Pillow's are
@@ -139,13 +140,7 @@ def _compiled(kernel: Callable) -> Callable:
 
 @functools.cache
 def _compile(kernel):
-    try:
-        import numba
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "augment.colour=host needs Numba, which is missing; run: pip install"
-            ' "vicreg_jax[data]"'
-        ) from error
+    numba = require("numba", "augment.colour=host", install="vicreg_jax[data]")
     return numba.njit(nogil=True, fastmath=True, error_model="numpy")(kernel)
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from absl import logging
 
 from vicreg_jax import files
-from vicreg_jax.data.encoded import Encoded, cores
+from vicreg_jax.data.encoded import ImageFiles, cores
+from vicreg_jax.data.source import IN_MEMORY, Arrays, Source, Splits
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
 
 IMAGE_KEYS = ("image/encoded", "image")  # of the usual ImageNet TFRecords, and of tfds
 LABEL_KEYS = ("image/class/label", "label")
-IN_MEMORY = 2**30  # bytes of images that are decoded once and held
 WAITING = 32  # threads at least that read from a bucket, where they mostly wait
 
 
@@ -28,9 +29,9 @@ class Records:
       parts: (path, first record, number of records or -1 for all others) each.
 
     Raises:
-      FileNotFoundError: there is no such file.
+      NotFound: there is no such file.
       files.Unreachable: the bucket of a file refuses, or does not answer.
-      ValueError: a file is no TFRecord file, or is cut short.
+      Refusal: a file is no TFRecord file, or is cut short.
     """
 
     def __init__(self, parts: Sequence[tuple[str, int, int]]):
@@ -97,7 +98,7 @@ class Labels(Sequence):
         return self[np.arange(self._length)].astype(dtype or np.int64)
 
 
-def tfrecords(pattern: str) -> Encoded:
+def open_tfrecords(pattern: str) -> ImageFiles:
     """Returns the images of TFRecord files, in the order of the file names.
 
     Args:
@@ -106,42 +107,48 @@ def tfrecords(pattern: str) -> Encoded:
         perhaps a label from 0 on, named image/class/label or label.
 
     Raises:
-      FileNotFoundError: no file matches.
+      NotFound: no file matches.
       files.Unreachable: the bucket refuses, or does not answer.
-      ValueError: no TFRecord file, or no such image in the first record.
+      Refusal: no TFRecord file, or no such image in the first record.
     """
     paths = files.matching(pattern)
     if not paths:
         why = ", or there is no such bucket" if files.in_bucket(pattern) else ""
-        raise FileNotFoundError(
+        raise NotFound(
             f"data.path: no file matches {pattern!r}{why}; expected files, such as"
             " DIR/train-* or gs://BUCKET/DIR/train-*"
         )
     if os.path.isdir(paths[0]):
-        raise ValueError(
+        raise Refusal(
             f"data.path: {paths[0]} is a folder; give the files, such as"
             f" {os.path.join(paths[0], '*')}"
         )
+    odd = [x for x in paths if not (files.in_bucket(x) or os.path.isfile(x))]
+    if odd:  # a pipe would keep whoever reads it waiting
+        raise Refusal(f"data.path: {odd[0]} is no regular file; give those alone")
     records = Records([(path, 0, -1) for path in paths])
     if not len(records):
-        raise ValueError(f"{pattern!r}: the {len(paths)} file(s) hold no record")
+        raise Refusal(f"{pattern!r}: the {len(paths)} file(s) hold no record")
     example = _parser()
     try:
         found = example(records[0])
     except Exception as error:  # protobuf's own
-        raise ValueError(f"{paths[0]}: a record is no tf.train.Example") from error
+        raise Unusable(f"{paths[0]}: a record is no tf.train.Example") from error
     key = next((key for key in IMAGE_KEYS if key in found), None)
     if key is None:
-        raise ValueError(
+        raise Refusal(
             f"{paths[0]}: expected an image named {' or '.join(IMAGE_KEYS)} in each"
             f" record; the first has {', '.join(sorted(found)) or 'nothing'}"
         )
     label = next((key for key in LABEL_KEYS if key in found), None)
 
     def read_label(index):
-        return example(records[index])[label].int64_list.value[0]
+        try:
+            return example(records[index])[label].int64_list.value[0]
+        except (KeyError, IndexError) as error:
+            raise Unusable(f"{records.name(index)} has no {label}") from error
 
-    return Encoded(
+    return ImageFiles(
         lambda i: example(records[i])[key].bytes_list.value[0],
         Names(records.name, len(records)),
         labels=Labels(read_label, len(records), readers(pattern)) if label else None,
@@ -149,14 +156,14 @@ def tfrecords(pattern: str) -> Encoded:
     )
 
 
-def from_tfds(
+def open_tfds(
     dataset: str, *, split: str, data_dir: str = "", test_split: str = ""
-) -> list[tuple[np.ndarray | Encoded, np.ndarray | Labels | None]]:
-    """Returns (images, labels) of a tfds data set, and of its test split, if any.
+) -> Splits:
+    """Returns the images of a tfds data set, and those of its test split, if any.
 
     What has not been prepared yet is downloaded and prepared, as ArrayRecord files; a
     data set that has been prepared as TFRecord files is read as it is. Small images
-    of one size come as arrays uint8 [n, h, w, c] with labels, others as `Encoded`.
+    of one size come as `Arrays`, others as `ImageFiles`.
 
     Args:
       dataset: its name, if need be with /config and :version.
@@ -165,9 +172,9 @@ def from_tfds(
       test_split: by default test or, without one, validation.
 
     Raises:
-      ValueError: there is no such data set or split, it has no images, or it cannot be
+      Refusal: there is no such data set or split, it has no images, or it cannot be
         prepared.
-      ModuleNotFoundError: tfds is not installed.
+      NotInstalled: tfds is not installed.
     """
     builder = _builder(dataset, data_dir)
     _check_image(dataset, builder.info.features)
@@ -179,16 +186,19 @@ def from_tfds(
     size = np.inf if None in shape else length * np.prod(shape, dtype=float)
     used = [part.partition("[")[0].strip() for part in split.split("+")]
     if len(set(used)) < len(used) or ("all" in used and len(used) > 1):
-        raise ValueError(
+        raise Refusal(
             f"config.data.split {split!r} may name an example twice; name each split"
             " once"
         )
     free = () if "all" in used else ("test", "validation")
     test = test_split or next((x for x in free if x in known and x not in used), "")
-    parts = [_examples(builder, part) for part in (split, test) if part]
-    if size > IN_MEMORY:
-        return [_on_disk(builder, *part) for part in parts]
-    return [_in_memory(*part, channels=shape[-1]) for part in parts]
+
+    def opened(part: str) -> Source:
+        if size > IN_MEMORY:
+            return _on_disk(builder, part)
+        return _in_memory(builder, part, channels=shape[-1])
+
+    return Splits(opened(split), opened(test) if test else None)
 
 
 def _length(dataset, known, split, field):
@@ -196,56 +206,57 @@ def _length(dataset, known, split, field):
     try:
         length = known[split].num_examples
     except Exception as error:  # tfds has several, some of several lines
-        raise ValueError(
+        raise Refusal(
             f"config.data.{field} {split!r} is not of {dataset}, which has"
-            f" {', '.join(known)}: {' '.join(str(error).split())[:200]}"
+            f" {', '.join(known)}: {one_line(error)}"
         ) from error
     if not length:
-        raise ValueError(f"config.data.{field} {split!r} of {dataset} is empty")
+        raise Refusal(f"config.data.{field} {split!r} of {dataset} is empty")
     return length
 
 
 def _check_image(dataset, features):
-    """Raises ValueError without a feature of 8-bit images, grey or RGB."""
+    """Raises Refusal without a feature of 8-bit images, grey or RGB."""
     import tensorflow_datasets as tfds
 
     if "image" not in features:
-        raise ValueError(
+        raise Refusal(
             f"the tfds data set {dataset!r} has no feature 'image'; it has"
             f" {', '.join(features)}"
         )
     image = features["image"]
     good = isinstance(image, tfds.features.Image) and image.shape[-1] in (1, 3, None)
     if not good or image.np_dtype != np.uint8:
-        raise ValueError(
+        raise Refusal(
             f"the feature 'image' of the tfds data set {dataset!r} is"
             f" {' '.join(repr(image).split())}; expected an Image of uint8 with 1 or 3"
             " channels"
         )
 
 
-def _on_disk(builder, length, example, name):
-    """Returns images that stay encoded, and their labels, if they have any."""
+def _on_disk(builder, split):
+    """Returns images that stay encoded, and whose labels are read with them."""
+    length, example, name = _examples(builder, split)
     features = builder.info.features  # which is no dict
     names = getattr(features["label"], "names", None) if "label" in features else None
     threads, labels = readers(builder.data_dir), None
     if names:
         labels = Labels(lambda i: int(example(i)[1]), length, threads)
-    images = Encoded(
+    return ImageFiles(
         lambda i: example(i)[0],
         Names(name, length),
         labels=labels,
         classes=names or (),
         threads=threads,
     )
-    return images, labels
 
 
-def _in_memory(length, example, name, *, channels):
-    """Returns all images, decoded, and their labels, if they have any."""
+def _in_memory(builder, split, *, channels):
+    """Returns all images, decoded."""
+    length, example, name = _examples(builder, split)
     data, labels = zip(*(example(i) for i in range(length)), strict=True)
-    images = Encoded(data.__getitem__, Names(name, length)).stack(channels=channels)
-    return images, None if labels[0] is None else np.array(labels)
+    images = ImageFiles(data.__getitem__, Names(name, length)).stack(channels=channels)
+    return Arrays(images, None if labels[0] is None else np.array(labels))
 
 
 def _examples(builder, split):
@@ -279,13 +290,8 @@ def _examples(builder, split):
 
 def _builder(dataset, data_dir):
     """Returns the tfds builder of a data set that is prepared."""
-    try:
-        import tensorflow_datasets as tfds
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is missing, which data sets of tfds need; run: pip install"
-            ' "vicreg_jax[data]"'
-        ) from error
+    purpose = "reading data sets of tfds"
+    tfds = require("tensorflow_datasets", purpose, install="vicreg_jax[data]")
     where = dict(data_dir=os.path.expanduser(data_dir) or None)
     level = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # it warns of what it does not find
@@ -296,7 +302,7 @@ def _builder(dataset, data_dir):
             builder.download_and_prepare()
     except Exception as error:  # whatever a download or a data set's own code raises
         reason = re.split("Available datasets:|Here are", str(error))[0]
-        raise ValueError(
+        raise Refusal(
             f"tfds has no data set {dataset!r} ready and cannot prepare it:"
             f" {type(error).__name__}: {' '.join(reason.split())[:400]}"
         ) from error
@@ -310,6 +316,7 @@ def _parser():
 
     With protobuf alone: TensorFlow would take seconds to import, and a GPU.
     """
+    require("google.protobuf", "reading TFRecords", install="vicreg_jax[data]")
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
     file = descriptor_pb2.FileDescriptorProto(name="example.proto", syntax="proto3")
@@ -359,7 +366,7 @@ def _index(path):
             found.append((position + 12, length))
             position += length + 16
         if header or (position and not read(1, position - 1)):
-            raise ValueError(
+            raise Unusable(
                 f"{path} is cut short, or is no (uncompressed) TFRecord file"
             )
     return np.array(found, np.int64).reshape(-1, 2)

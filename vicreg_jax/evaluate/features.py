@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 from vicreg_jax import processes, sharding, workdirs
 from vicreg_jax.config import Data
 from vicreg_jax.data import pixels
-from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.feed import Feed
+from vicreg_jax.data.source import Source, as_source
+from vicreg_jax.refusals import Refusal
 
 BATCH = 256
 ROWS = 2**16  # of a file
@@ -37,7 +38,7 @@ class Features(NamedTuple):
 def encode(
     encoder: nn.Module,
     variables: Mapping[str, Any],
-    images: np.ndarray | Encoded,
+    images: Any,
     data: Data,
     *,
     shorter_side: int = 0,
@@ -47,27 +48,29 @@ def encode(
     """Returns the representations of images, float32 [n, f], by all devices.
 
     Args:
-      images: uint8 [n, h, w, c], seen whole, or files, of which the centre is seen.
+      images: a `Source` or what `as_source` makes one of: arrays uint8 [n, h, w, c],
+        seen whole, or files, of which the centre is seen.
       data: its image_size, mean and std say what the encoder sees.
       shorter_side: of files before the centre is cut out; by default 8/7 image_size.
       rows: int [n], which images; by default all.
       mesh: by default over all devices.
 
     Raises:
-      ValueError: a file cannot be read.
+      Refusal: a file cannot be read.
     """
 
     def apply(variables, views):
         return encoder.apply(variables, views, train=False)
 
-    how = dict(shorter_side=shorter_side, rows=rows, mesh=mesh)
-    return np.concatenate(list(stream(apply, variables, images, data, **how)))
+    source, how = as_source(images), dict(shorter_side=shorter_side, rows=rows)
+    found = stream(apply, variables, source, data, mesh=mesh, **how)
+    return np.concatenate(list(found))
 
 
 def stream(
     apply: Callable[[Any, jax.Array], Any],
     variables: Any,
-    images: np.ndarray | Encoded,
+    source: Source,
     data: Data,
     *,
     shorter_side: int = 0,
@@ -80,7 +83,7 @@ def stream(
       apply: (variables, views [b, s, s, c]) -> a tree of [b, ...].
     """
     mesh = sharding.data_mesh() if mesh is None else mesh
-    rows = np.arange(len(images)) if rows is None else rows
+    rows = np.arange(len(source)) if rows is None else rows
     split = sharding.split(mesh)
     size = -(-BATCH // mesh.size) * mesh.size
 
@@ -91,16 +94,14 @@ def stream(
     def make(step):
         chosen = rows[step * size : (step + 1) * size]
         chosen = np.pad(chosen, (0, size - len(chosen)), mode="edge")[own]
-        if not isinstance(images, Encoded):
-            return images[chosen]
         try:
-            return images.centres(
+            return source.centres(
                 chosen,
                 size=data.image_size,
                 shorter=shorter_side or round(data.image_size * 8 / 7),
                 channels=len(data.mean),
             )
-        except ValueError as error:
+        except Refusal as error:
             failed.append(error)
             shape = (data.image_size, data.image_size, len(data.mean))
             return np.zeros((len(chosen), *shape), np.uint8)
@@ -120,7 +121,7 @@ def stream(
 def parts(
     apply: Callable[[Any, jax.Array], dict[str, jax.Array]],
     variables: Any,
-    examples: Any,
+    images: Source,
     data: Data,
     folder: Path,
     *,
@@ -139,7 +140,6 @@ def parts(
 
     Args:
       apply: (variables, views) -> a dict of "representations" and "embeddings".
-      examples: images and labels, as `sources.Examples`.
       rows: int [n], which images.
       source: what made the features; files of another are refused.
       progress: is told how many images are done.
@@ -168,7 +168,7 @@ def parts(
             how = dict(shorter_side=shorter_side, rows=chosen, mesh=mesh)
             outputs = []
             done = start
-            batches = stream(apply, variables, examples.images, data, **how)
+            batches = stream(apply, variables, images, data, **how)
             for output in batches:
                 outputs.append(output)
                 done += len(output["representations"])
@@ -177,9 +177,9 @@ def parts(
                 name: np.concatenate([output[name] for output in outputs])
                 for name in outputs[0]
             }
-            if examples.labels is not None:
-                part["labels"] = np.asarray(examples.labels[chosen])
-            names = getattr(examples.images, "names", None)
+            if images.labels is not None:
+                part["labels"] = np.asarray(images.labels[chosen])
+            names = images.names
             shown = chosen if names is None else [names[i] for i in chosen.tolist()]
             part["names"] = np.array([str(name) for name in shown])
             with processes.all_or_none(OSError):

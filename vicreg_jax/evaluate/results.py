@@ -37,10 +37,10 @@ def published(task: str, module: Any, found: Inputs) -> dict[str, float]:
     Args:
       task: of the protocol, of fine-tuning with the share of labels.
     """
-    tested = len(found.test.images) if found.test else 0
+    tested = len(found.test) if found.test else 0
     if (found.classes, tested) != IMAGENET or not isinstance(module, ResNet):
         return {}
-    part = len(found.kept) < len(found.train.images)
+    part = len(found.kept) < len(found.train)
     if part and not task.startswith("finetune"):
         return {}
     names = [name for name, layers in LAYERS.items() if layers == module.layers]

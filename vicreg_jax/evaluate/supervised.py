@@ -17,7 +17,6 @@ import optax
 from vicreg_jax import devices, log, sharding, workdirs
 from vicreg_jax.checkpoint import Checkpoints
 from vicreg_jax.data import batches, plan, views
-from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.evaluate import heads
 from vicreg_jax.evaluate.features import checksum, stream
@@ -63,56 +62,47 @@ def fit(
     if share:
         labels = np.asarray(found.train.labels)
         kept, aside = held_out(found.kept, labels, share, protocol.seed)
-    images = found.train.images
-    if isinstance(images, Encoded):
-        images.broken_at_most = protocol.guard.broken_images
-    batches.check(images, config)
+    images = found.train
     planner = _Chosen(kept, protocol, config)
     epoch = planner.steps_per_epoch
     total = protocol.epochs * epoch
     mesh = devices.mesh(config.data.batch_size)
     whole, split = sharding.whole(mesh), sharding.split(mesh)
-    canvas = batches.canvas(images, config)
-    render = batches.Renderer(images, config, mesh)
+    views_of = batches.Batches(images, config, mesh, views=1)
     model = Frozen if protocol.task == "linear" else Tuned
     model = model(protocol, encoder, found.classes, epoch)
     begin = jax.jit(partial(model.init, config=config), out_shardings=whole)
     shapes = jax.eval_shape(begin, variables)
-    parts = (*render.sharding, split)
 
     @partial(
         jax.jit,
-        in_shardings=(whole, whole, parts),
+        in_shardings=(whole, whole, *views_of.sharding, split),
         out_shardings=(whole, whole),
         donate_argnums=1,
     )
-    def step_fn(variables, state, batch):
-        *batch, labels = batch
-        (view,) = render(tuple(batch))
+    def step_fn(variables, state, resident, batch, labels):
+        view = views_of.render(resident, batch)[:, 0]
         return model.step(variables, state, view, labels)
 
     def make(step):
         rows = sharding.rows(config.data.batch_size)
-        batch = batches.batch(planner, images, config, step, rows=rows, canvas=canvas)
-        indices = planner(step).indices[rows]
-        if isinstance(images, Encoded):
-            indices = images.chosen(indices)
-        labels = np.asarray(found.train.labels[indices], np.int32)
-        return (*batch, labels)
+        batch = views_of.make(planner, step, rows)
+        indices = images.chosen(planner(step).indices[rows])
+        return batch, np.asarray(images.labels[indices], np.int32)
 
-    def judge(state, examples, rows):
+    def judge(state, source, rows):
         """Returns per cent right, [heads, 2]."""
         with watchdog.paused():
             top = stream(
                 model.predict,
                 (variables, state.params, state.batch_stats),
-                examples.images,
+                source,
                 config.data,
                 shorter_side=found.shorter_side,
                 rows=rows,
                 mesh=mesh,
             )
-            labels = np.asarray(examples.labels[rows])
+            labels = np.asarray(source.labels[rows])
             return accuracies(np.concatenate(list(top)), labels)
 
     lead, together = jax.process_index() == 0, jax.process_count() > 1
@@ -143,16 +133,16 @@ def fit(
             bar.note(checkpoints.note)
         bar.say("compiling")
         feed = Feed(make, range(start, total), sharding=split)
-        resident = render.resident()
-        tested = np.arange(len(found.test.images))
+        resident = views_of.resident()
+        tested = np.arange(len(found.test))
         # Unfinished collectives of several virtual CPU devices wait for each other's
         # threads.
         one_by_one = mesh.size > 1 and jax.default_backend() == "cpu"
         behind = None
-        for done, batch in feed:
+        for done, made in feed:
             step, first = done + 1, done == start
             with watchdog.paused() if first else nullcontext():
-                state, values = step_fn(variables, state, (*resident, *batch))
+                state, values = step_fn(variables, state, resident, *made)
                 if first or one_by_one:
                     jax.block_until_ready(values)
             if behind:  # the host stays one step ahead, not more

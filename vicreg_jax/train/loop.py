@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -21,8 +22,8 @@ from vicreg_jax import devices, fields, log, sharding, workdirs
 from vicreg_jax.checkpoint import Checkpoints
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, plan, views
-from vicreg_jax.data.encoded import Encoded
 from vicreg_jax.data.feed import Feed
+from vicreg_jax.data.source import Source
 from vicreg_jax.state import TrainState
 from vicreg_jax.stop import Stop
 from vicreg_jax.train import memory, monitor, parts
@@ -58,9 +59,10 @@ def run(
         checkpoints, created where needed; of several processes one that all see.
       encoder: instead of config.model.encoder, any Linen module with
         `module.apply(variables, images [n, h, w, c], train=bool)` -> [n, f].
-      source: instead of config.data.name, training images: anything with a length that
-        an integer array indexes, `source[indices]` -> uint8 [b, h, w, c]; or
-        `sources.Examples` with labels, for what watches the run.
+      source: instead of config.data.name, training images: a `data.source.Source`,
+        such as `Arrays(images, labels)` with labels for what watches the run, or
+        anything with a length that an integer array indexes, `source[indices]` ->
+        uint8 [b, h, w, c].
       tx: instead of config.optimizer, any optax transformation.
 
     Raises:
@@ -70,7 +72,7 @@ def run(
       KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the state is saved.
     """
     this = _prepare(configs.parse(config), encoder, source, tx)
-    config, images = this.config, this.examples.images
+    config, images = this.config, this.images
     start_wandb = log.wandb_starter(config.wandb)
     workdir = workdirs.claim(workdir, config)
     lead = jax.process_index() == 0
@@ -147,15 +149,14 @@ class _Prepared(NamedTuple):
     config: Config
     mesh: jax.sharding.Mesh
     model: nn.Module
-    examples: Any
+    images: Source
     planner: plan.Planner
     schedule: optax.Schedule | None
     total: int  # steps
     init: Any  # () -> state
     like: Any  # shapes and shardings of the state
     step_fns: dict[int, Any]  # number of steps at once -> function
-    render: Any
-    canvas: int
+    views_of: batches.Batches
     need: memory.Need
     warning: str
     probe: monitor.Probe | None
@@ -167,16 +168,14 @@ def _prepare(config, encoder, source, tx):
     mesh = devices.mesh(config.data.batch_size)
     model = parts.model(config, encoder)
     width = parts.check_model(model, config)
-    examples = parts.examples(config, source)
-    images = examples.images
-    parts.check_images(images, config)
-    batches.check(images, config)
-    monitor.check(examples, config)
+    images = parts.images(config, source)
+    views_of = batches.Batches(images, config, mesh)
+    monitor.check(images, config)
     planner = plan.Planner(
         seed=config.seed,
         examples=len(images),
         batch_size=config.data.batch_size,
-        views=2,
+        views=views_of.views,
         numbers=views.NUMBERS,
     )
     epoch = planner.steps_per_epoch
@@ -186,9 +185,9 @@ def _prepare(config, encoder, source, tx):
     probe = knn = None
     if config.evaluate.probe:
         how = dict(width=width, mesh=mesh, seed=config.seed)
-        probe = monitor.Probe(examples, **how)
+        probe = monitor.Probe(images, **how)
     if config.evaluate.knn_epochs:
-        knn = monitor.nearest_neighbours(model.encoder, examples, config, mesh)
+        knn = monitor.nearest_neighbours(model.encoder, images, config, mesh)
     whole = sharding.whole(mesh)
     init = parts.initializer(model, tx, config)
     shapes = jax.eval_shape(init)
@@ -206,27 +205,26 @@ def _prepare(config, encoder, source, tx):
             jax.eval_shape(probe.init),
         )
         like = like.replace(probe=watching)
-    render = batches.Renderer(images, config, mesh)
     compiled = partial(
         make_train_step,
         *(model, tx),
         weights=asdict(config.loss),
         mesh=mesh,
         seed=config.seed,
-        render=render,
-        batch_sharding=render.sharding,
+        render=lambda batch: jnp.unstack(views_of.render(*batch), axis=1),
+        batch_sharding=views_of.sharding,
         state_sharding=places,
     )
-    canvas = batches.canvas(images, config)
+    canvas = views_of.canvas
     need = memory.estimate(model, like, config, mesh.size, canvas=canvas)
+    at_once = parts.at_once(config, held=views_of.held)
     return _Prepared(
-        *(config, mesh, model, examples, planner, schedule),
+        *(config, mesh, model, images, planner, schedule),
         total=config.epochs * epoch,
         init=jax.jit(init, out_shardings=places),
         like=like,
-        step_fns={n: compiled(steps=n) for n in {1, parts.at_once(images, config)}},
-        render=render,
-        canvas=canvas,
+        step_fns={n: compiled(steps=n) for n in {1, at_once}},
+        views_of=views_of,
         need=need,
         warning=memory.check(need, memory.limit()),
         probe=probe,
@@ -247,16 +245,13 @@ def _train(
     wandb_run: Any,
 ) -> TrainState:
     """Trains from step `start` until the end, a signal, or numbers that go wrong."""
-    config, mesh, images = this.config, this.mesh, this.examples.images
+    config, mesh, images = this.config, this.mesh, this.images
     planner, probe, total, every = this.planner, this.probe, this.total, config.every
     epoch = planner.steps_per_epoch
     rows = sharding.rows(config.data.batch_size)
 
     def make(span):
-        made = [
-            batches.batch(planner, images, config, step, rows=rows, canvas=this.canvas)
-            for step in span
-        ]
+        made = [this.views_of.make(planner, step, rows) for step in span]
         batch = made[0]
         if len(span) > 1:
             batch = jax.tree.map(lambda *x: np.stack(x, axis=1), *made)
@@ -269,7 +264,7 @@ def _train(
         make,
         spans,
         sharding=sharding.split(mesh),
-        seconds=images.seconds if isinstance(images, Encoded) else None,
+        seconds=images.seconds,
     )
     with ExitStack() as closing:
         recorder = Recorder(
@@ -302,16 +297,14 @@ def _train(
         one_by_one = mesh.size > 1 and jax.default_backend() == "cpu"
         together = jax.process_count() > 1
         behind, fresh = None, set(this.step_fns)
-        resident = this.render.resident()
+        resident = this.views_of.resident()
         for span, (batch, labels) in feed:
             step, count = span[-1] + 1, len(span)
             begin = time.perf_counter()
             with ExitStack() as compiling:
                 if count in fresh:
                     compiling.enter_context(watchdog.paused())
-                state, values, outputs = this.step_fns[count](
-                    state, (*resident, *batch)
-                )
+                state, values, outputs = this.step_fns[count](state, (resident, batch))
                 if count in fresh or one_by_one:
                     jax.block_until_ready(state)
             if count in fresh:  # compiling is timed apart
@@ -369,13 +362,13 @@ def _explained(this, workdir, state, resident, batch, step):
     limit = this.config.guard.skipped_steps
     text = f"loss or gradient not finite at step {step}, {limit} steps in a row"
     if jax.process_count() == 1:  # else parts of the batch are elsewhere
-        steps = np.shape(batch[-1].flip)[1:-1]  # of one dispatch, if several
+        steps = np.shape(batch.parameters.flip)[1:-1]  # of one dispatch, if several
         last = jax.tree.map(lambda x: x[:, -1], batch) if steps else batch
         path = workdir / f"not_finite_{step}.npz"
         indices = this.planner(step - 1).indices
-        parameters = {k: np.asarray(v) for k, v in last[-1]._asdict().items()}
-        np.savez(path, indices=indices, images=np.asarray(last[0]), **parameters)
-        images = this.render((*resident, *last))
+        parameters = {k: np.asarray(v) for k, v in last.parameters._asdict().items()}
+        np.savez(path, indices=indices, images=np.asarray(last.images), **parameters)
+        images = jnp.unstack(this.views_of.render(resident, last), axis=1)
         weights = asdict(this.config.loss)
         where = autopsy(this.model, state.params, state.batch_stats, images, weights)
         text += f"; first in {where}; {path} has the batch"

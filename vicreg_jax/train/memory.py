@@ -31,7 +31,7 @@ def estimate(
     *,
     canvas: int = 0,
 ) -> Need:
-    """Returns what a step needs: state, gradients and activations of both views.
+    """Returns what a step needs: state, gradients and activations of all views.
 
     The backward pass needs the result of every convolution and matrix product, or what
     was normalized from it; usually both are kept. (In float32, compiled for a CPU,
@@ -57,9 +57,10 @@ def estimate(
             rngs={"dropout": jax.random.key(0)},
         )
 
-    products = 2 * _products(jax.make_jaxpr(forward)(variables, images).jaxpr)
+    count = getattr(config.data, "views", 2)
+    products = count * _products(jax.make_jaxpr(forward)(variables, images).jaxpr)
     held, gradients = _own(state), _own(state.params)
-    views = 2 * _bytes(images) + rows * canvas**2 * channels
+    views = count * _bytes(images) + rows * canvas**2 * channels
     fixed = held + gradients
     words = (
         f"config.data.batch_size {config.data.batch_size} and config.model.expander"

@@ -6,52 +6,33 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from vicreg_jax import models, optim
 from vicreg_jax.config import Config
-from vicreg_jax.data import batches, sources
-from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data.source import Source, as_source
+from vicreg_jax.data.sources import load_splits
 from vicreg_jax.state import TrainState
 
 AT_ONCE = 8  # steps of one dispatch
 
 
-def examples(config: Config, source: Any) -> sources.Examples:
-    """Returns the training split, or what the user gives instead."""
-    if source is None:
-        return sources.load(config.data, seed=config.seed).train
-    if isinstance(source, sources.Examples):
-        return source
-    return sources.Examples(source, getattr(source, "labels", None))
+def images(config: Config, given: Any) -> Source:
+    """Returns the training images: the config's, or what the user gives instead."""
+    if given is not None:
+        return as_source(given)
+    return load_splits(config.data, seed=config.seed).train
 
 
-def check_images(images: Any, config: Config) -> None:
-    """Raises ValueError where the images are not what the config describes."""
-    if isinstance(images, Encoded):
-        images.broken_at_most = config.guard.broken_images
-        images.check()
-        return
-    sample = images[np.arange(1)]
-    shape, dtype = sample.shape, sample.dtype
-    channels = len(config.data.mean)
-    if len(shape) != 4 or shape[-1] != channels or dtype != np.uint8:
-        raise ValueError(
-            f"expected images of uint8 [n, h, w, {channels}], as config.data.mean has"
-            f" {channels} channel(s); got {dtype} {(len(images), *shape[1:])}"
-        )
-
-
-def at_once(images: Any, config: Config) -> int:
+def at_once(config: Config, *, held: bool) -> int:
     """Returns how many steps one dispatch takes: several where the host need not care.
 
-    That is where the device holds the images; and on accelerators, as a CPU has nothing
+    That is where the devices hold the images; and on accelerators, as a CPU has nothing
     to gain and compiles twice.
     """
     if jax.default_backend() == "cpu" or config.evaluate.probe:
         return 1
-    return AT_ONCE if batches.is_small(images) else 1
+    return AT_ONCE if held else 1
 
 
 def spans(start: int, stop: int, *, most: int, ends: Sequence[int]) -> Iterator[range]:

@@ -46,7 +46,7 @@ def make_train_step(
       batch_sharding: of the batch, or of its parts; by default the leading axis of
         everything is divided over the mesh.
       state_sharding: of the state; by default every device holds all of it.
-      steps: of one call. With several the batch is (what all of them share, parts of
+      steps: of one call. With several the batch is (what all of them share, a tree of
         leading axes [n, steps]), and metrics and outputs are those of the last.
 
     Raises:
@@ -94,14 +94,14 @@ def make_train_step(
         return new, values | new.counts(), outputs
 
     def several(state, batch):
-        shared, *parts = batch
-        parts = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), tuple(parts))
+        shared, parts = batch
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), parts)
 
         def one(carry, part):
-            return train_step(carry[0], (shared, *part)), None
+            return train_step(carry[0], (shared, part)), None
 
         first = jax.tree.map(lambda x: x[0], parts)
-        like = jax.eval_shape(train_step, state, (shared, *first))
+        like = jax.eval_shape(train_step, state, (shared, first))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like[1:])
         return jax.lax.scan(one, (state, *zeros), parts)[0]
 
