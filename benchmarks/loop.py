@@ -30,7 +30,6 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -40,7 +39,8 @@ from benchmarks.machine import processor
 from vicreg_jax import config as configs
 from vicreg_jax import devices, sharding, train
 from vicreg_jax.data import batches, plan, sources, views
-from vicreg_jax.train import parts
+from vicreg_jax.data.source import Arrays
+from vicreg_jax.train import build
 
 LOG = 20  # steps between two lines of metrics, and those that are not counted
 AHEAD = 3  # batches that are made before the loop takes the first
@@ -93,8 +93,9 @@ class Bare:
     """The loop's step without the loop."""
 
     def __init__(self, config: configs.Config):
-        images = Fake(config.data)
+        images = Arrays(Fake(config.data))
         mesh = devices.mesh(config.data.batch_size)
+        made = batches.Batches(images, config, mesh)
         planner = plan.Planner(
             seed=config.seed,
             examples=len(images),
@@ -102,26 +103,23 @@ class Bare:
             views=2,
             numbers=views.NUMBERS,
         )
-        model = parts.model(config, None)
-        _, tx = parts.optimizer(config, planner.steps_per_epoch)
+        method = build.method(config, None, None)
+        _, tx = build.optimizer(config, planner.steps_per_epoch)
         on_cpu = jax.default_backend() == "cpu"
         whole, split = sharding.whole(mesh), sharding.split(mesh)
         self._step = train.make_train_step(
-            *(model, tx),
-            weights=asdict(config.loss),
+            method,
+            tx,
             mesh=mesh,
             seed=config.seed,
-            render=batches.Renderer(images, config, mesh),
-            steps=parts.at_once(images, config),
+            render=lambda batch: made.render(*batch),
         )
         self._one_by_one = on_cpu and mesh.size > 1  # as the loop does there
-        init = parts.initializer(model, tx, config)
+        init = build.initializer(method, tx, config)
         self._state = jax.jit(init, out_shardings=whole)()
         # Several, as what augmentation costs a CPU depends on its parameters.
         self._batches = [
-            jax.device_put(
-                batches.batch(planner, images, config, step, rows=slice(None)), split
-            )
+            jax.device_put(made.make(planner, step, slice(None)), split)
             for step in range(LOG)
         ]
 
@@ -130,7 +128,7 @@ class Bare:
         behind = None
         begin, used = time.perf_counter(), time.process_time()
         for i in range(steps):
-            batch = self._batches[i % LOG]
+            batch = (), self._batches[i % LOG]
             self._state, values, _ = self._step(self._state, batch)
             if self._one_by_one:
                 jax.block_until_ready(self._state)

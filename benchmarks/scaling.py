@@ -26,7 +26,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
 from functools import partial, reduce
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +41,7 @@ from benchmarks.machine import processor  # noqa: E402
 from configs import imagenet  # noqa: E402
 from vicreg_jax import config as configs  # noqa: E402
 from vicreg_jax import losses, sharding  # noqa: E402
-from vicreg_jax.train import parts  # noqa: E402
+from vicreg_jax.train import build  # noqa: E402
 from vicreg_jax.train.step import make_train_step  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
@@ -162,17 +161,17 @@ def loss_programs(n: int, d: int, mesh: Mesh) -> dict[str, jax.stages.Compiled]:
 def step_program(config: configs.Config, mesh: Mesh) -> jax.stages.Compiled:
     """Returns the training step of a config, compiled for the mesh."""
     n, size = config.data.batch_size, config.data.image_size
-    model = parts.model(config, None)
-    _, tx = parts.optimizer(config, steps_per_epoch=1_281_167 // n)
-    step = make_train_step(model, tx, weights=asdict(config.loss), mesh=mesh)
+    method = build.method(config, None, None)
+    _, tx = build.optimizer(config, steps_per_epoch=1_281_167 // n)
+    step = make_train_step(method, tx, mesh=mesh)
 
     def placed(where, x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
-    state = jax.eval_shape(parts.initializer(model, tx, config))
+    state = jax.eval_shape(build.initializer(method, tx, config))
     state = jax.tree.map(partial(placed, sharding.whole(mesh)), state)
-    images = jax.ShapeDtypeStruct((n, size, size, len(config.data.mean)), jnp.float32)
-    views = 2 * (placed(sharding.split(mesh), images),)
+    shape = (n, config.data.views, size, size, len(config.data.mean))
+    views = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.split(mesh))
     return step.lower(state, views).compile()
 
 

@@ -21,6 +21,8 @@ import numpy as np
 
 from vicreg_jax import checkpoint, config, evaluate, train
 from vicreg_jax.data import sources
+from vicreg_jax.data.folder import open_folder
+from vicreg_jax.data.source import Arrays
 
 NEIGHBOURS = (1, 20)
 COMMON = (
@@ -63,7 +65,7 @@ def run(name, path, splits, overrides, out):
     subprocess.run(command, check=True)
     parsed = config.parse(json.loads((workdir / "config.json").read_text()))
     encoder, trained = checkpoint.load_encoder(workdir)
-    (bank, labels), (asked, answers) = splits
+    (bank, labels), (asked, answers) = ((x.array, x.labels) for x in splits)
     features = {"raw pixels": lambda images: images.reshape(len(images), -1) / 255.0}
     for row, variables in (
         ("untrained encoder", train.untrained(parsed)),
@@ -111,8 +113,8 @@ def _unit(x):
 
 
 def _in_memory(root):
-    files = sources.folder(root)
-    return sources.Examples(files.stack(), files.labels)
+    files = open_folder(root)
+    return Arrays(files.stack(), files.labels)
 
 
 if __name__ == "__main__":

@@ -98,21 +98,21 @@ def test_the_canvas_is_as_large_as_most_images_but_bounded(images, tmp_path):
     assert found % 32 == 0 and found <= 512
     assert found >= longest[len(longest) * 9 // 10] - 10  # a percentile in between
     for count in (2, 3):  # room for the finished crops
-        large = settings(tmp_path, "device", size=300)
-        assert canvas_of(images, large, views=count) == 300 * count
+        large = settings(tmp_path, "device", views=count, size=300)
+        assert canvas_of(images, large) == 300 * count
 
 
-def canvas_of(source, config, views=2):
-    how = source.how(config, views=views, accelerator=jax.default_backend() != "cpu")
+def canvas_of(source, config):
+    how = source.how(config, accelerator=jax.default_backend() != "cpu")
     assert (how.kind == "whole") == (how.canvas > 0) or how.kind == "held"
     return how.canvas
 
 
-def settings(root, resize, size=SIZE, **augment):
+def settings(root, resize, size=SIZE, views=2, **augment):
     return configs.parse(
         dict(
             data=dict(name="folder", path=str(root), resize=resize, batch_size=8)
-            | dict(image_size=size),
+            | dict(image_size=size, views=views),
             augment=augment,
             model=dict(encoder="digits", expander=(16, 16)),
             optimizer=dict(warmup_epochs=0),

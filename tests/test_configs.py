@@ -12,7 +12,7 @@ from vicreg_jax import config as configs
 from vicreg_jax import sharding, train
 from vicreg_jax.data import batches, plan, views
 from vicreg_jax.data.source import Arrays
-from vicreg_jax.train import parts
+from vicreg_jax.train import build
 
 NAMES = sorted(
     {p.stem for p in Path(__file__).parents[1].glob("configs/*.py")}
@@ -31,9 +31,9 @@ def recipe(which, **data):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     config = configs.parse(recipe(name))
-    model = parts.model(config, None)
-    _, tx = parts.optimizer(config, steps_per_epoch=100)
-    state = jax.eval_shape(parts.initializer(model, tx, config))
+    method = build.method(config, None, None)
+    _, tx = build.optimizer(config, steps_per_epoch=100)
+    state = jax.eval_shape(build.initializer(method, tx, config))
     data = config.data
     b, size, channels = data.batch_size, data.image_size, len(data.mean)
     numbers = plan.uniforms(0, 0, (2, 2, views.NUMBERS))
@@ -47,13 +47,12 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     batch = batches.Batch(images, parameters, "crops" if crops else "whole")
     mesh = sharding.data_mesh(jax.devices()[:1])
     one = Arrays(np.zeros((1, 8, 8, channels), np.uint8))
-    views_of = batches.Batches(one, config, mesh)
+    made = batches.Batches(one, config, mesh)
     step = train.make_train_step(
-        model,
+        method,
         tx,
-        weights=dict(vars(config.loss)),
         mesh=mesh,
-        render=lambda batch: jnp.unstack(views_of.render((), batch), axis=1),
+        render=lambda batch: made.render((), batch),
     )
     # optax's AdamW raises a float to an integer power.
     with jax.numpy_dtype_promotion("standard" if name == "digits" else "strict"):
@@ -62,7 +61,7 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new.params))
     assert z.shape == (b, config.model.expander[-1]) and y.shape[0] == b
     skipped = {"skipped_in_a_row", "skipped_steps"}
-    assert set(metrics) == {"loss", "grad_norm", *skipped, *vars(config.loss)}
+    assert set(metrics) == {"loss", "grad_norm", *skipped, *method.weights}
 
 
 # family -> where the images come from

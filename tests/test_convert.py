@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vicreg_jax import convert, models, optim, sharding, train
+from vicreg_jax import convert, methods, models, optim, sharding, train
 from vicreg_jax.state import TrainState
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -157,8 +157,9 @@ def test_twelve_steps_of_the_authors_code_are_reproduced(float64):
     )
     tx = optim.lars(schedule, weight_decay=float(golden["weight_decay"]))
     mesh = sharding.data_mesh(jax.devices()[:1])
-    weights = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
-    step = train.make_train_step(model, tx, weights=weights, mesh=mesh)
+    step = train.make_train_step(
+        methods.Vicreg(model.encoder, model.expander), tx, mesh=mesh
+    )
     state = TrainState(
         step=jnp.zeros([], jnp.int32),
         params=variables["params"],
@@ -168,8 +169,8 @@ def test_twelve_steps_of_the_authors_code_are_reproduced(float64):
     state = jax.device_put(state, sharding.whole(mesh))
     found = []
     for t in range(12):
-        pair = (golden["views"][t % 3], second[t % 3])
-        batch = tuple(jnp.asarray(x.transpose(0, 2, 3, 1), jnp.float64) for x in pair)
+        pair = np.stack([golden["views"][t % 3], second[t % 3]], axis=1)
+        batch = jnp.asarray(pair.transpose(0, 1, 3, 4, 2), jnp.float64)
         state, metrics, _ = step(state, batch)
         found.append(float(metrics["loss"]))
     np.testing.assert_allclose(found, golden["losses"], rtol=1e-6)

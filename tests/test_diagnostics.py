@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vicreg_jax import metrics
 from vicreg_jax.evaluate import diagnostics
+from vicreg_jax.methods import health
 
 PARTS = ("std", "stds", "dead", "correlation", "singular_values", "rank", "alpha")
 
@@ -63,7 +63,7 @@ def test_rank_is_that_which_training_shows():
     x = with_singular_values(np.linspace(9, 1, 12)) + 0.3  # not centred
     got = diagnostics.diagnose(x)["representation_rank"]
     # Training adds 1e-7 to every share and computes in float32.
-    want = float(metrics.rankme(jnp.asarray(x, jnp.float32)))
+    want = float(health.rankme(jnp.asarray(x, jnp.float32)))
     assert got == pytest.approx(want, rel=1e-4)
 
 

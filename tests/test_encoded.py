@@ -1,9 +1,11 @@
 """Image files: what a folder holds, what is cut out, what happens to broken ones."""
 
 import json
+import os
 import struct
 import zlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,7 +20,9 @@ from vicreg_jax.config import Config
 from vicreg_jax.data import batches, encoded, pixels, plan, views
 from vicreg_jax.data.encoded import ImageFiles
 from vicreg_jax.data.folder import open_folder
+from vicreg_jax.data.shards import prepare
 from vicreg_jax.data.source import How
+from vicreg_jax.refusals import Refusal
 
 GOLDEN = Path(__file__).parent / "golden"
 POLICY = batches.policies(Config())[1]._replace(blur=0.5)
@@ -129,6 +133,139 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
         open_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         open_folder(tmp_path / "nowhere")
+
+
+def test_other_formats_are_read_by_no_program_of_others(tmp_path, monkeypatch):
+    root, called = pictures(tmp_path / "files"), tmp_path / "called"
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "gs"  # Ghostscript, which Pillow starts for PostScript
+    program.write_text(f"#!/bin/sh\ntouch {called}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    text = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n"
+    (root / "a" / "1.png").write_text(text + "showpage\n%%EOF\n")
+    images = open_folder(root)
+    images.views(np.array([1]), uniforms(1), [POLICY] * 2, How("crops", 8))
+    assert "cannot identify" in images.broken[1]
+    with pytest.raises(Refusal, match="1.png cannot be read .cannot identify"):
+        images.centres(np.array([1]), size=8, shorter=8)
+    prepare(images, tmp_path / "out", shards=1)
+    assert not called.exists()
+
+
+def test_only_regular_files_that_are_not_hidden_are_images(tmp_path):
+    root = pictures(tmp_path)
+    os.mkfifo(root / "b" / "pipe.png")  # who opens it waits for somebody to write
+    os.symlink("/dev/zero", root / "b" / "zero.png")
+    os.symlink("nowhere", root / "b" / "dangling.png")
+    os.symlink("../a/0.png", root / "b" / "link.png")
+    picture(0, 8, 8).save(root / "a" / "._0.png")
+    (root / ".ipynb_checkpoints").mkdir()
+    picture(0, 8, 8).save(root / ".ipynb_checkpoints" / "0.png")
+    (root / "a" / "notes.txt").write_text("no image")
+    (root / "c").mkdir()
+    images = open_folder(root)
+    assert len(images) == 9 and images.classes == ["a", "b", "c"]
+    assert images.names[-1].endswith("b/link.png")
+    assert images.skipped == {
+        "hidden": 2,
+        "no regular file": 3,
+        "of another ending": 1,
+        "class folder without images": 1,
+    }
+
+
+def test_each_folder_is_read_once_wherever_links_lead(tmp_path):
+    root = pictures(tmp_path / "x" / "data")
+    pictures(tmp_path / "elsewhere", classes=("deep",))
+    os.symlink("..", root / "a" / "up")
+    os.symlink("../..", root / "b" / "upper")  # and down again
+    os.symlink("../b", root / "a" / "b")  # a class of its own
+    os.symlink(tmp_path / "elsewhere", root / "a" / "more")
+    os.symlink(tmp_path / "elsewhere" / "deep", root / "a" / "same")
+    images = open_folder(root)
+    names = [os.path.relpath(name, root) for name in images.names]
+    more = [f"a/more/deep/{i}.png" for i in range(4)]
+    assert names == [*(f"a/{i}.png" for i in range(4)), *more] + [
+        f"b/{i}.png" for i in range(4)
+    ]
+    assert images.labels.tolist() == [0] * 8 + [1] * 4
+    assert images.skipped == {"folder that is read elsewhere": 5}
+
+
+def test_a_pipe_that_takes_the_place_of_an_image_counts_as_broken(tmp_path):
+    images = open_folder(pictures(tmp_path))
+    os.remove(images.names[1])
+    os.mkfifo(images.names[1])
+    images.views(np.array([1, 6]), uniforms(2), [POLICY] * 2, How("crops", 16))
+    assert images.broken == {1: "ValueError: this is no regular file"}
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(pictures(tmp_path / "home").parent))
+    assert len(open_folder("~/home")) == 8
+
+
+def test_a_folder_whose_images_are_all_broken_ends_however_many_may_be(tmp_path):
+    images = open_folder(pictures(tmp_path))
+    images.broken_at_most = 1.0
+    for name in images.names:
+        Path(name).write_bytes(b"")
+    with pytest.raises(Refusal, match="8 of 8 images cannot be read"):
+        images.views(np.arange(2), uniforms(2), [POLICY] * 2, How("crops", 8))
+
+
+def png16(kind, channels):
+    """A PNG of 16 bits per channel, which Pillow cannot write."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 2**12, (9, 7, channels)).astype(">u2")
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 7, 9, 16, kind, 0, 0, 0))
+    rest = chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + rest
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_png_files_of_16_bits_are_refused(tmp_path, kind, channels):
+    (tmp_path / "0.png").write_bytes(png16(kind, channels))
+    with pytest.raises(Refusal, match=r"0\.png cannot be read \(pixels of mode .* 8 b"):
+        open_folder(tmp_path).centres(np.array([0]), size=4, shorter=4)
+
+
+def test_bitmaps_of_16_bits_a_pixel_are_read(tmp_path):
+    header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 0, 4, 0, 0, 0, 0)
+    data = b"BM" + struct.pack("<IHHI", 58, 0, 0, 54) + header + b"\xff\x7f\0\0"
+    (tmp_path / "0.bmp").write_bytes(data)
+    assert open_folder(tmp_path).whole(0)[0, :, 0].tolist() == [255, 0]
+
+
+@pytest.mark.parametrize("kind", ["crops", "finished", "whole"])
+def test_the_first_two_of_three_views_are_those_of_two(tmp_path, kind):
+    images, numbers = (
+        open_folder(pictures(tmp_path)),
+        plan.uniforms(0, 0, (8, 3, views.NUMBERS)),
+    )
+    config = configs.parse(run_config(tmp_path, colour="host"))
+    seen = []
+    for count in (2, 3):
+        data = replace(config.data, views=count, batch_size=8)
+        data = replace(data, resize="device" if kind == "whole" else "host")
+        colour = "host" if kind == "finished" else "device"
+        augment = replace(config.augment, colour=colour)
+        given = replace(config, data=data, augment=augment)
+        made = batches.Batches(images, given, sharding.data_mesh())
+        planned = plan.Plan(np.arange(8), numbers[:, :count])
+        batch = made.make(lambda step, planned=planned: planned, 0, slice(None))
+        assert batch.kind == kind
+        seen.append(np.asarray(made.render(made.resident(), batch)))
+    assert seen[1].shape == (8, 3, 16, 16, 3)
+    np.testing.assert_allclose(seen[1][:, :2], seen[0], rtol=0, atol=1e-6)
+    assert not np.array_equal(seen[1][:, 2], seen[1][:, 0])
 
 
 def test_a_run_lists_the_files_that_it_had_to_replace(tmp_path):

@@ -13,29 +13,29 @@ import numpy as np
 import optax
 import pytest
 from test_main import environment
-from test_train import SMALL, WEIGHTS, images, records, state_of
+from test_train import SMALL, images, records, state_of
 
-from vicreg_jax import models, sharding, train
+from vicreg_jax import methods, models, sharding, train
 from vicreg_jax.data import plan
-from vicreg_jax.train.autopsy import autopsy
+from vicreg_jax.train import not_finite
 from vicreg_jax.watchdog import Watchdog
 
-MODEL = models.JointEmbedding(models.create("digits"), models.Expander((16, 16)))
+METHOD = methods.Vicreg(models.create("digits"), models.Expander((16, 16)))
 GUARD = dict(guard=dict(skipped_steps=2))
 
 
 def batches(n, *, bad=()):
-    """n pairs of views; those of some steps have a pixel that is no number."""
-    views = jax.random.normal(jax.random.key(1), (n, 2, 16, 8, 8, 1))
+    """n times pairs of views; some steps have a pixel that is no number."""
+    views = jax.random.normal(jax.random.key(1), (n, 16, 2, 8, 8, 1))
     for i in bad:
-        views = views.at[i, 1, 5, 0, 0].set(jnp.nan)
-    return [tuple(pair) for pair in views]
+        views = views.at[i, 5, 1, 0, 0].set(jnp.nan)
+    return list(views)
 
 
 def after(steps, tx):
     mesh = sharding.data_mesh(jax.devices()[:1])
-    step = train.make_train_step(MODEL, tx, weights=WEIGHTS, mesh=mesh)
-    state = state_of(MODEL, tx, steps[0][0])
+    step = train.make_train_step(METHOD, tx, mesh=mesh)
+    state = state_of(METHOD.module, tx, steps[0])
     state = jax.device_put(state, sharding.whole(mesh))
     metrics = []
     for views in steps:
@@ -113,25 +113,24 @@ def test_without_a_checkpoint_it_stops_at_once(tmp_path):
 
 
 def variables():
-    view = batches(1)[0][0]
-    found = MODEL.init(jax.random.key(0), view, train=False)
-    return found["params"], found["batch_stats"]
+    found = METHOD.init(jax.random.key(0), batches(1)[0])
+    return found["params"], {"batch_stats": found["batch_stats"]}
 
 
 def examine(params, views):
-    return autopsy(MODEL, params, variables()[1], views, WEIGHTS)
+    return not_finite.explain(METHOD, params, variables()[1], views)
 
 
-def test_an_autopsy_names_pixels_layer_term_or_gradient():
+def test_what_is_not_finite_is_pixels_layer_term_or_gradient():
     params, _ = variables()
     views = batches(1, bad=(0,))[0]
-    assert examine(params, views) == "pixels of the second view, batch positions 5"
+    assert examine(params, views) == "pixels of view 2, batch positions 5"
     views = batches(1)[0]
     kernel = params["encoder"]["conv3"]["kernel"]
     broken = jax.tree.map(lambda p: p, params)
     broken["encoder"]["conv3"]["kernel"] = kernel.at[0, 0, 0, 0].set(jnp.inf)
     found = examine(broken, views)
-    assert found.startswith("layer encoder/conv3 of the first view, batch positions 0")
+    assert found.startswith("layer encoder/conv3, view 1, batch positions 0")
     # Finite embeddings whose squares are not.
     large = jax.tree.map(lambda p: p, params)
     last = large["expander"]["linear1"]
@@ -145,9 +144,9 @@ def test_one_bad_image_is_told_from_the_rest_of_its_batch():
     params, _ = variables()
     first = params["encoder"]["conv1"]
     first["kernel"] = 100 * first["kernel"]
-    view = batches(1)[0][0].at[7].set(1e38)  # finite pixels, infinite activations
-    found = examine(params, (view, view))
-    assert found.startswith("layer encoder/conv1 of the first view, batch positions 7")
+    views = batches(1)[0].at[7, 1].set(1e38)  # finite pixels, infinite activations
+    found = examine(params, views)
+    assert found.startswith("layer encoder/conv1, view 2, batch positions 7")
 
 
 def test_what_never_beats_again_is_ended_with_its_stacks(tmp_path):

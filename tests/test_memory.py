@@ -8,7 +8,9 @@ import pytest
 
 from vicreg_jax import config as configs
 from vicreg_jax import sharding, train
-from vicreg_jax.train import memory, parts
+from vicreg_jax.run import recorder, session
+from vicreg_jax.train import build
+from vicreg_jax.train import memory_estimate as memory
 
 
 def shrunk(**data):
@@ -18,25 +20,20 @@ def shrunk(**data):
 
 
 def need(config, devices=1):
-    model = parts.model(config, None)
-    _, tx = parts.optimizer(config, 10)
-    state = jax.eval_shape(parts.initializer(model, tx, config))
-    return memory.estimate(model, state, config, devices)
+    method = build.method(config, None, None)
+    _, tx = build.optimizer(config, 10)
+    state = jax.eval_shape(build.initializer(method, tx, config))
+    return memory.estimate(method, state, config, devices)
 
 
 def test_xla_needs_more_than_the_least_and_about_the_likely():
     config = shrunk()
-    model = parts.model(config, None)
-    _, tx = parts.optimizer(config, 10)
-    state = jax.eval_shape(parts.initializer(model, tx, config))
-    images = (jax.ShapeDtypeStruct((64, 32, 32, 3), np.float32),) * 2
-    step = train.make_train_step(
-        model,
-        tx,
-        weights=dict(vars(config.loss)),
-        mesh=sharding.data_mesh(jax.devices()[:1]),
-    )
-    found = step.lower(state, images).compile().memory_analysis()
+    method = build.method(config, None, None)
+    _, tx = build.optimizer(config, 10)
+    state = jax.eval_shape(build.initializer(method, tx, config))
+    views = jax.ShapeDtypeStruct((64, 2, 32, 32, 3), np.float32)
+    step = train.make_train_step(method, tx, mesh=sharding.data_mesh(jax.devices()[:1]))
+    found = step.lower(state, views).compile().memory_analysis()
     used = found.temp_size_in_bytes + found.argument_size_in_bytes
     estimated = need(config)
     # XLA fuses and copies as it likes; a third either way.
@@ -79,9 +76,9 @@ class Layers(nn.Module):
 def test_scanned_layers_count_each_time_and_rematerialized_ones_do_not():
     def activations(kind):
         config = shrunk(image_size=8)
-        model = parts.model(config, Layers(kind))
-        state = jax.eval_shape(parts.initializer(model, optax.identity(), config))
-        found = memory.estimate(model, state, config, 1)
+        method = build.method(config, Layers(kind), None)
+        state = jax.eval_shape(build.initializer(method, optax.identity(), config))
+        found = memory.estimate(method, state, config, 1)
         gradients = sum(x.size * 4 for x in jax.tree.leaves(state.params))
         return found.likely - found.least - gradients  # the products once more
 
@@ -112,12 +109,12 @@ def test_a_run_that_cannot_fit_is_refused_before_it_compiles(tmp_path, monkeypat
 
 
 def test_a_device_that_runs_out_of_memory_is_explained():
-    found = need(shrunk())
+    size = need(shrunk()).words
     with pytest.raises(ValueError, match="ran out of memory with config.data.batch_s"):
-        with memory.explained(found):
+        with session.out_of_memory(size):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        with memory.explained(found):
+        with session.out_of_memory(size):
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
@@ -129,11 +126,11 @@ def test_the_memory_of_this_machine_is_known():
 
 
 def test_the_peak_of_a_device_is_recorded_where_it_is_counted(monkeypatch):
-    assert memory.peak() == {}  # a CPU does not count
+    assert recorder.peak_memory() == {}  # a CPU does not count
 
     class Device:
         def memory_stats(self):
             return {"peak_bytes_in_use": 2_500_000_000}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
-    assert memory.peak() == {"memory_peak_gb": 2.5}
+    assert recorder.peak_memory() == {"memory_peak_gb": 2.5}

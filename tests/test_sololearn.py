@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from configs import cifar10, cifar10_sololearn, imagenet100
 from vicreg_jax import config as configs
 from vicreg_jax import fields, losses, optim
-from vicreg_jax.train import parts
+from vicreg_jax.train import build
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def config():
 @pytest.fixture(scope="module")
 def fresh(config):
     """The parameters at the start."""
-    init = partial(parts.model(config, None).init, train=False)
+    init = partial(build.method(config, None, None).module.init, train=False)
     variables = jax.jit(init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     return flatten_dict(variables["params"], sep="/")
 
@@ -65,7 +65,7 @@ def test_its_loss_with_our_weights_is_the_summed_one(config, float64):
 
 
 def test_the_stem_pads_by_two(config):
-    encoder = parts.model(config, None).encoder
+    encoder = build.method(config, None, None).encoder
     x = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
     apply = partial(
         encoder.init_with_output, train=False, capture_intermediates=True, mutable=True
@@ -107,7 +107,7 @@ def test_the_last_layer_of_the_expander_has_a_bias(fresh):
 
 def test_the_rate_warms_up_from_3e_5_and_ends_at_zero(config, float64):
     epoch = 50000 // 256
-    schedule, _ = parts.optimizer(config, epoch)
+    schedule, _ = build.optimizer(config, epoch)
     warmup, total = 10 * epoch, 1000 * epoch
     steps = np.array([0, 1, warmup // 2, warmup, total // 3, total - 1])
     rising = 3e-5 + (0.3 - 3e-5) * steps / (warmup - 1)

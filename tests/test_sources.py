@@ -94,7 +94,10 @@ def test_grey_images_get_a_channel(tmp_path):
 
 BAD_ARRAYS = {
     "no images": (dict(labels=LABELS), "holds labels; expected an array 'images'"),
-    "an empty array": (dict(images=IMAGES[:0]), "there are no images in the ndarray; expected"),
+    "an empty array": (
+        dict(images=IMAGES[:0]),
+        "there are no images in the ndarray; exp",
+    ),
     "nothing": ({}, "holds nothing; expected an array 'images'"),
     "floats": (
         dict(images=IMAGES / 255),

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vicreg_jax import config as configs
-from vicreg_jax import losses, models, optim, sharding, train
+from vicreg_jax import losses, methods, models, optim, sharding, train
+from vicreg_jax.run import session
 from vicreg_jax.state import TrainState
-from vicreg_jax.train import parts
+from vicreg_jax.train import build, pretrain
 
-WEIGHTS = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
 SMALL = dict(
     epochs=2,
     data=dict(batch_size=16, image_size=8, mean=(0.5,), std=(0.5,)),
@@ -71,7 +71,8 @@ def records(workdir):
 
 
 def test_a_step_is_the_gradient_of_the_weighted_terms_of_two_passes():
-    model = models.JointEmbedding(models.create("digits"), models.Expander((16, 16)))
+    method = methods.Vicreg(models.create("digits"), models.Expander((16, 16)))
+    model = method.module
     views = tuple(jax.random.normal(jax.random.key(1), (2, 16, 8, 8, 1)))
     tx = optax.sgd(0.1)
     state = state_of(model, tx, views[0])
@@ -91,9 +92,9 @@ def test_a_step_is_the_gradient_of_the_weighted_terms_of_two_passes():
     (total, (stats, z)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     params = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
     mesh = sharding.data_mesh(jax.devices()[:1])
-    step = train.make_train_step(model, tx, weights=WEIGHTS, mesh=mesh)
+    step = train.make_train_step(method, tx, mesh=mesh)
     new, metrics, (_, embedding) = step(
-        jax.device_put(state, sharding.whole(mesh)), views
+        jax.device_put(state, sharding.whole(mesh)), jnp.stack(views, axis=1)
     )
     # jit fuses and so rounds differently; a step moves parameters by 1e-2.
     close = dict(rtol=1e-4, atol=1e-5)
@@ -108,27 +109,30 @@ def test_a_step_is_the_gradient_of_the_weighted_terms_of_two_passes():
 
 @pytest.mark.parametrize("widths", [(32, 16), (16, 64)])  # n >= d, n < d
 def test_a_step_on_eight_devices_is_the_step_on_one(widths):
-    model = models.JointEmbedding(models.create("digits"), models.Expander(widths))
-    views = tuple(jax.random.normal(jax.random.key(1), (2, 32, 8, 8, 1)))
+    method = methods.Vicreg(models.create("digits"), models.Expander(widths))
+    views = jax.random.normal(jax.random.key(1), (32, 2, 8, 8, 1))
     tx = optim.lars(0.1, weight_decay=1e-4)
     results = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = sharding.data_mesh(devices)
-        state = jax.device_put(state_of(model, tx, views[0]), sharding.whole(mesh))
+        state = state_of(method.module, tx, views)
+        state = jax.device_put(state, sharding.whole(mesh))
         batch = jax.device_put(views, sharding.split(mesh))
-        step = train.make_train_step(model, tx, weights=WEIGHTS, mesh=mesh)
+        step = train.make_train_step(method, tx, mesh=mesh)
         new, metrics, _ = step(state, batch)
         results.append(jax.device_get((new, metrics)))
     # Sums over the batch in another order; 1e-5 is 100 roundings of float32.
     chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
 
 
-def test_weights_must_name_the_terms():
-    model = models.JointEmbedding(models.create("digits"), models.Expander((16, 16)))
-    with pytest.raises(ValueError, match="covariance, invariance, variance; got var"):
-        train.make_train_step(
-            model, optax.sgd(1.0), weights={"var": 1.0}, mesh=sharding.data_mesh()
-        )
+def test_weights_must_name_the_terms(tmp_path):
+    parts = models.create("digits"), models.Expander((16, 16))
+    assert methods.Vicreg(*parts, {"covariance": 2.0}).weights["variance"] == 25.0
+    with pytest.raises(ValueError, match="var is not a term of Vicreg; it has invari"):
+        methods.Vicreg(*parts, {"var": 1.0})
+    with pytest.raises(ValueError, match="config.loss.var is not a term of Vicreg"):
+        train.run(SMALL | dict(loss={"var": 1.0}), tmp_path / "run", source=images())
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_takes_the_users_encoder_source_and_optimizer(tmp_path):
@@ -270,16 +274,18 @@ def test_run_refuses_a_bucket_and_a_file_as_workdir(tmp_path):
 
 def test_the_untrained_encoder_is_where_the_run_starts(tmp_path):
     config = configs.parse(SMALL)
-    init = parts.initializer(parts.model(config, None), optax.sgd(1.0), config)
+    method = build.method(config, None, None)
+    init = build.initializer(method, optax.sgd(1.0), config)
     chex.assert_trees_all_equal(
-        train.untrained(config), parts.encoder_variables(jax.jit(init)())
+        train.untrained(config), build.encoder_variables(jax.jit(init)())
     )
 
 
 def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(tmp_path, monkeypatch):
     config = SMALL | dict(every=dict(log_steps=1000))
     one = train.run(config, tmp_path / "one", source=images())
-    monkeypatch.setattr(parts, "at_once", lambda *_, **__: 3)
+    monkeypatch.setattr(pretrain, "AT_ONCE", 3)
+    monkeypatch.setattr(jax, "default_backend", lambda: "one that gains from it")
     many = train.run(config, tmp_path / "many", source=images())
     assert int(many.state.step) == int(one.state.step)
     records = [
@@ -307,11 +313,11 @@ def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(tmp_path, monkey
 def test_spans_cover_the_steps_stop_at_the_ends_and_do_not_depend_on_the_start(
     stop, most, ends, data
 ):
-    whole = list(parts.spans(0, stop, most=most, ends=ends))
+    whole = list(session.spans(0, stop, most=most, ends=ends))
     assert [step for span in whole for step in span] == list(range(stop))
     assert {len(span) for span in whole} <= {1, most} and len(whole[0]) == 1
     for span in whole:
         assert not any(step % end == 0 for step in span[1:] for end in ends)
     begin = data.draw(st.sampled_from([span[0] for span in whole]))
-    rest = list(parts.spans(begin, stop, most=most, ends=ends))
+    rest = list(session.spans(begin, stop, most=most, ends=ends))
     assert rest == [span for span in whole if span[0] >= begin]

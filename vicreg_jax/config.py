@@ -4,7 +4,6 @@ The defaults are the paper's recipe for ImageNet where it has one. A config file
 all fields, so that each can be overridden on the command line.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ class Data:
     split: str = "train"  # of tfds
     validation: bool = False  # digits: hold out 360 training images, hide the test
     batch_size: int = 2048  # over all devices
+    views: int = 2  # of each image
     image_size: int = 224  # height and width of a view, in pixels
     resize: str = "auto"  # image files on the host or device; auto: on accelerators
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # per channel, of images in [0, 1]
@@ -62,15 +62,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Loss:
-    """Weights of the terms of `losses.vicreg`."""
-
-    invariance: float = 25.0
-    variance: float = 25.0
-    covariance: float = 1.0
-
-
-@dataclass(frozen=True)
 class Optimizer:
     name: str = "lars"  # or adamw
     base_lr: float = 0.2  # for a batch of 256
@@ -88,6 +79,7 @@ class Optimizer:
 class Every:
     log_steps: int = 100
     checkpoint_epochs: int = 1
+    profile_step: int = 0  # whose profile is written; 0: none
 
 
 @dataclass(frozen=True)
@@ -121,12 +113,13 @@ class Prepare:
 @dataclass(frozen=True)
 class Config:
     task: str = "pretrain"  # or prepare
+    method: str = "vicreg"  # or barlow_twins
     seed: int = 0
     epochs: int = 100
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
-    loss: Loss = field(default_factory=Loss)
+    loss: dict[str, float] = field(default_factory=dict)  # {}: the published weights
     optimizer: Optimizer = field(default_factory=Optimizer)
     every: Every = field(default_factory=Every)
     guard: Guard = field(default_factory=Guard)
@@ -170,7 +163,6 @@ PROBABILITIES = (
 )
 NOT_NEGATIVE = (
     *("seed", "augment.rotation"),
-    *("loss.invariance", "loss.variance", "loss.covariance"),
     *("optimizer.weight_decay", "optimizer.momentum", "optimizer.warmup_epochs"),
     *("optimizer.warmup_start", "optimizer.end_scale", "evaluate.draws"),
     *("evaluate.knn_epochs", "prepare.shorter_side", "guard.stuck_seconds"),
@@ -236,7 +228,7 @@ def _check(config):
     momentum = config.optimizer.momentum
     if momentum >= 1:
         raise ValueError(f"config.optimizer.momentum must be below 1; got {momentum}")
-    if not any(dataclasses.astuple(config.loss)):
+    if config.loss and not any(config.loss.values()):
         raise ValueError("config.loss: all weights are zero; nothing would be learned")
     each(["data.image_size"], lambda x: x <= 8192, "8192 or less")
     each(["optimizer.end_scale"], lambda x: x <= 1, "1 or less")

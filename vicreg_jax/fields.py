@@ -39,7 +39,8 @@ def differences(old: Any, new: Any, *, changeable: tuple[str, ...]) -> list[str]
 def check_name(name: str, kinds: Sequence[type]) -> None:
     """Raises ValueError if no field or group of these dataclasses has this name."""
     known = list(dict.fromkeys(field for kind in kinds for field in flat(kind())))
-    groups = {field.partition(".")[0] for field in known if "." in field}
+    groups = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    groups -= set(known)
     if name in known or name in groups:
         return
     group, _, last = name.rpartition(".")
@@ -106,6 +107,8 @@ def _converted(wanted, value, name):
         except ValueError:
             pass  # what follows names the whole value
         kind = f"tuple of {kind.__name__}"
+    elif typing.get_origin(wanted) is dict:
+        return {k: _converted(float, x, f"{name}.{k}") for k, x in dict(value).items()}
     elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     elif isinstance(value, bool) == (wanted is bool) and isinstance(value, wanted):

@@ -39,7 +39,7 @@ def gallery(run: Path) -> Gallery:
     groups = np.zeros(n, int) if labels is None else np.asarray(labels)
     rows = balanced(groups, min(1.0, IMAGES / n), config.seed, purpose="gallery")
     few = min(PAIRS, len(train))
-    some = replace(config, data=replace(data, batch_size=few))
+    some = replace(config, data=replace(data, batch_size=few, views=2))
     planner = plan.Planner(
         seed=config.seed,
         examples=len(train),
@@ -47,7 +47,7 @@ def gallery(run: Path) -> Gallery:
         views=2,
         numbers=views.NUMBERS,
     )
-    pairs = batches.Batches(train, some, sharding.data_mesh(), views=2)
+    pairs = batches.Batches(train, some, sharding.data_mesh())
     batch = pairs.make(planner, 0, slice(None))
     seen = np.asarray(pairs.render(pairs.resident(), batch)) * data.std + data.mean
     return Gallery(

@@ -22,18 +22,37 @@ class TrainState:
         default_factory=lambda: np.zeros(2, np.int32)
     )
     probe: Any = ()  # of a linear classifier that watches the run, if there is one
+    target: Any = ()  # what follows the parameters without a gradient, if there is any
+
+    def others(self) -> dict[str, Any]:
+        """Returns the collections of variables beside "params"."""
+        target = {} if self.target == () else {"target": self.target}
+        return {"batch_stats": self.batch_stats, **target}
 
     def after(
-        self, good: jax.Array, params: Any, batch_stats: Any, opt_state: Any
+        self,
+        good: jax.Array,
+        params: Any,
+        batch_stats: Any,
+        opt_state: Any,
+        target: Any = (),
     ) -> "TrainState":
         """Returns the next state; where the step is not `good` it only counts that."""
-        learned = params, batch_stats, opt_state
-        kept = self.params, self.batch_stats, self.opt_state
+        learned = params, batch_stats, opt_state, target
+        kept = self.params, self.batch_stats, self.opt_state, self.target
         learned = jax.tree.map(lambda a, b: jnp.where(good, a, b), learned, kept)
         bad = (~good).astype(jnp.int32)
         row, total = self.skipped
         skipped = jnp.stack([(row + 1) * bad, total + bad])
-        return TrainState(self.step + 1, *learned, skipped)
+        params, batch_stats, opt_state, target = learned
+        return self.replace(
+            step=self.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            skipped=skipped,
+            target=target,
+        )
 
     def counts(self) -> dict[str, jax.Array]:
         """Returns the steps skipped until now, as metrics."""

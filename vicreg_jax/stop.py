@@ -46,9 +46,14 @@ class Stop:
     def __exit__(self, error, *_):
         for number, old in self._old.items():
             signal.signal(number, old or signal.SIG_DFL)  # None: set by C code
-        if error is None and self.signal == signal.SIGINT:
+        if error is None:
+            self.leave()
+
+    def leave(self) -> None:
+        """Raises what ends the process, if a signal has come: see the class."""
+        if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
-        if error is None and self.signal:
+        if self.signal:
             raise SystemExit(status())
 
     def _remember(self, number, frame):

@@ -37,7 +37,6 @@ class Batches:
     """Makes the batches of a run on the host, and renders them on the devices.
 
     Attributes:
-      views: of each image.
       held: whether every device holds all images, so that a batch is small.
       canvas: height and width of images that the device crops, if they differ; or 0.
       sharding: of (what `resident` returns, a batch), over the mesh.
@@ -46,7 +45,6 @@ class Batches:
       source: where the images are from; some of them are looked at.
       config: its data, augmentations and guard.
       mesh: of one axis, "data".
-      views: of each image; by default config.data.views.
 
     Raises:
       Refusal: these images are not what the config describes, or do not allow what it
@@ -54,14 +52,11 @@ class Batches:
       NotInstalled: colours on the host, and Numba is not installed.
     """
 
-    def __init__(
-        self, source: Source, config: Config, mesh: Mesh, *, views: int | None = None
-    ):
-        views = getattr(config.data, "views", 2) if views is None else views
+    def __init__(self, source: Source, config: Config, mesh: Mesh):
         self._source, self._config = source, config
-        self._policies, self.views = policies(config, views), views
+        self._policies = policies(config)
         accelerator = jax.default_backend() != "cpu"
-        self._how = source.how(config, views=views, accelerator=accelerator)
+        self._how = source.how(config, accelerator=accelerator)
         source.check(config)
         if self._how.kind == "finished":
             host_pixels.compile()
@@ -69,6 +64,7 @@ class Batches:
         self.held = self._how.kind == "held"
         self.canvas = self._how.canvas
         self.sharding = sharding.whole(mesh), sharding.split(mesh)
+        self._resident = None
 
     def make(
         self, planner: Callable[[int], plan.Plan], step: int, rows: slice
@@ -89,9 +85,11 @@ class Batches:
         """Returns what the devices hold throughout: all images, or nothing."""
         if not self.held:
             return ()
-        # In rows: the tiles of a TPU would blow up a last axis of 3 channels.
-        rows = self._source.array.reshape(len(self._source), -1)
-        return (sharding.place(rows, self.sharding[0]),)
+        if self._resident is None:
+            # In rows: the tiles of a TPU would blow up a last axis of 3 channels.
+            rows = self._source.array.reshape(len(self._source), -1)
+            self._resident = (sharding.place(rows, self.sharding[0]),)
+        return self._resident
 
     def render(self, resident: tuple[jax.Array, ...], batch: Batch) -> jax.Array:
         """Returns the normalized views, float32 [b, v, size, size, c]."""
@@ -109,8 +107,8 @@ class Batches:
         return jnp.stack(seen, axis=1)
 
 
-def policies(config: Config, count: int = 2) -> list[views.Policy]:
-    """Returns the augmentations of so many views.
+def policies(config: Config) -> list[views.Policy]:
+    """Returns the augmentations of config.data.views views.
 
     View i has the i-th probabilities of blur and solarize, which begin again at their
     end.
@@ -120,7 +118,7 @@ def policies(config: Config, count: int = 2) -> list[views.Policy]:
     turns = {name: shared.pop(name) for name in ("blur", "solarize")}
     return [
         views.Policy(**shared, **{name: x[i % len(x)] for name, x in turns.items()})
-        for i in range(count)
+        for i in range(config.data.views)
     ]
 
 

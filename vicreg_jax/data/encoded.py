@@ -94,7 +94,7 @@ class ImageFiles:
         if len(self.broken) > len(some) / 4:
             self._refuse(len(some))
 
-    def how(self, config: Config, *, views: int, accelerator: bool) -> How:
+    def how(self, config: Config, *, accelerator: bool) -> How:
         """Returns how the config wants views of these images.
 
         Decoding leaves the host more time if the accelerator does the resizing.
@@ -123,7 +123,7 @@ class ImageFiles:
             return How("finished", size, channels)
         free = accelerator and not turned and data.resize == "auto"
         if free or data.resize == "device":
-            return How("whole", size, channels, self._canvas(views * size))
+            return How("whole", size, channels, self._canvas(data.views * size))
         return How("crops", size, channels)
 
     def views(

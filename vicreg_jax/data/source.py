@@ -52,8 +52,8 @@ class Source(Protocol):
     def check(self, config: Config) -> None:
         """Raises Refusal where some images are not what the config describes."""
 
-    def how(self, config: Config, *, views: int, accelerator: bool) -> How:
-        """Returns how the config wants so many views of each image.
+    def how(self, config: Config, *, accelerator: bool) -> How:
+        """Returns how the config wants the views of each image.
 
         Args:
           accelerator: whether the device has more time than the host.
@@ -149,8 +149,8 @@ class Arrays:
                 f" has {channels} channel(s); got uint8 {self.shape}"
             )
 
-    def how(self, config: Config, *, views: int, accelerator: bool) -> How:
-        del views, accelerator  # the device crops in any case
+    def how(self, config: Config, *, accelerator: bool) -> How:
+        del accelerator  # the device crops in any case
         if config.augment.colour == "host":
             raise Refusal(
                 "config.augment.colour 'host' is for image files (data.name=folder,"

@@ -85,7 +85,9 @@ def open_arrays(path: str) -> Splits:
         with open(path, "rb") as raw, np.lib.npyio.NpzFile(raw) as file:
             held = {name: file[name] for name in file.files}
     except Exception as error:  # whatever a damaged file makes zipfile or NumPy raise
-        raise Unusable(f"{path} is not a readable .npz file: {one_line(error)}") from error
+        raise Unusable(
+            f"{path} is not a readable .npz file: {one_line(error)}"
+        ) from error
     if "images" not in held:
         raise Refusal(
             f"{path} holds {', '.join(held) or 'nothing'}; expected an array 'images'"

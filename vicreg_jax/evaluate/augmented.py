@@ -1,6 +1,7 @@
 """Frozen features of views as training saw them, augmented; no files."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,8 @@ def augmented(
     Raises:
       Refusal: what `Batches` refuses, or too many files that cannot be read.
     """
-    pairs_of = batches.Batches(source, config, mesh, views=2)
+    config = replace(config, data=replace(config.data, views=2))
+    pairs_of = batches.Batches(source, config, mesh)
     size = -(-BATCH // mesh.size) * mesh.size
     blocks, pairs = -(-len(rows) // size), -(-count // 2)
     padded = np.pad(rows, (0, blocks * size - len(rows)), mode="edge")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vicreg_jax import metrics
+from vicreg_jax.methods import health
 
 DEAD = 0.01  # a std; the root of the eps that VICReg adds to the variance
 RANKS = (4, 100)  # first and last rank of an eigenvalue that alpha-ReQ is fitted to
@@ -128,12 +128,12 @@ def lidar(views: np.ndarray, *, delta: float = 1e-4) -> float:
     return effective_rank(np.linalg.svd(whitened, compute_uv=False) ** 2)
 
 
-def verdict(std: np.ndarray, *, target: float | None) -> metrics.Verdict:
+def verdict(std: np.ndarray, *, target: float | None) -> health.Verdict:
     """Returns whether features have collapsed, by the absolute std of dimensions.
 
     They have if most dimensions are dead, or if the mean std is below a quarter of its
     target. (A rank is scale-free and cannot tell; a training run's own verdict, against
-    its start, is `metrics.judge`.)
+    its start, is `methods.health.judge`.)
 
     Args:
       std: [d]. target: the std that training asked for: 1 for embeddings of VICReg;
@@ -143,10 +143,10 @@ def verdict(std: np.ndarray, *, target: float | None) -> metrics.Verdict:
     found = f"mean std {mean:.3g}" + (f" (target {target:g})" if target else "")
     found += f", {dead} of {d} dimensions below {DEAD}"
     if 2 * dead > d:
-        return metrics.Verdict(False, f"{found}: collapsed, most dimensions are dead")
+        return health.Verdict(False, f"{found}: collapsed, most dimensions are dead")
     if target and mean < target / 4:
-        return metrics.Verdict(False, f"{found}: collapsed, far below the target")
-    return metrics.Verdict(True, f"{found}: the features are spread out")
+        return health.Verdict(False, f"{found}: collapsed, far below the target")
+    return health.Verdict(True, f"{found}: the features are spread out")
 
 
 def _statistics(x, name):
@@ -154,7 +154,7 @@ def _statistics(x, name):
     std = x.std(axis=0, ddof=1)
     singular, centred = np.linalg.svd(x, compute_uv=False), _centred_values(x, rounding)
     with jax.enable_x64(True):
-        correlation = float(metrics.mean_correlation(jnp.asarray(x)))
+        correlation = float(health.mean_correlation(jnp.asarray(x)))
     return {
         "std": float(std.mean()),
         "stds": std.tolist(),

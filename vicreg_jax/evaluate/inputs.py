@@ -167,6 +167,7 @@ def batch_config(protocol, trained, *, mean, std) -> Config:
         dataset=where.dataset,
         split=where.split,
         validation=not given.name and own.validation,
+        views=1,
         batch_size=given.batch_size,
         image_size=given.image_size or own.image_size,
         mean=mean,

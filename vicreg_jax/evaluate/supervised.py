@@ -1,9 +1,6 @@
 """Training with labels: linear heads on a frozen encoder, or the whole network."""
 
 import json
-import math
-import signal
-from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vicreg_jax import devices, log, sharding, workdirs
-from vicreg_jax.checkpoint import Checkpoints
+from vicreg_jax import devices, sharding
 from vicreg_jax.data import batches, plan, views
-from vicreg_jax.data.feed import Feed
 from vicreg_jax.evaluate import heads
 from vicreg_jax.evaluate.features import checksum, stream
 from vicreg_jax.evaluate.inputs import Inputs, held_out
 from vicreg_jax.protocol import Protocol
+from vicreg_jax.run.session import Job, Session
 from vicreg_jax.state import TrainState
-from vicreg_jax.stop import Stop
-from vicreg_jax.watchdog import Watchdog
-
-LINES = 50  # steps between two lines of metrics
 
 
 class Outcome(NamedTuple):
@@ -52,140 +44,135 @@ def fit(
     calls it alike; the first writes.
 
     Raises:
-      ValueError: before anything is written, what does not fit together.
-      FloatingPointError: losses or gradients stay not finite.
+      Refusal: before anything is written, what does not fit together.
+      Diverged: losses or gradients stay not finite.
     """
-    config, head = found.config, protocol.head
-    bank = heads.combinations(head)
-    share = head.held_out if len(bank) > 1 else 0.0
-    kept, aside = found.kept, found.kept[:0]
-    if share:
-        labels = np.asarray(found.train.labels)
-        kept, aside = held_out(found.kept, labels, share, protocol.seed)
-    images = found.train
-    planner = _Chosen(kept, protocol, config)
-    epoch = planner.steps_per_epoch
-    total = protocol.epochs * epoch
-    mesh = devices.mesh(config.data.batch_size)
-    whole, split = sharding.whole(mesh), sharding.split(mesh)
-    views_of = batches.Batches(images, config, mesh, views=1)
-    model = Frozen if protocol.task == "linear" else Tuned
-    model = model(protocol, encoder, found.classes, epoch)
-    begin = jax.jit(partial(model.init, config=config), out_shardings=whole)
-    shapes = jax.eval_shape(begin, variables)
-
-    @partial(
-        jax.jit,
-        in_shardings=(whole, whole, *views_of.sharding, split),
-        out_shardings=(whole, whole),
-        donate_argnums=1,
-    )
-    def step_fn(variables, state, resident, batch, labels):
-        view = views_of.render(resident, batch)[:, 0]
-        return model.step(variables, state, view, labels)
-
-    def make(step):
-        rows = sharding.rows(config.data.batch_size)
-        batch = views_of.make(planner, step, rows)
-        indices = images.chosen(planner(step).indices[rows])
-        return batch, np.asarray(images.labels[indices], np.int32)
-
-    def judge(state, source, rows):
-        """Returns per cent right, [heads, 2]."""
-        with watchdog.paused():
-            top = stream(
-                model.predict,
-                (variables, state.params, state.batch_stats),
-                source,
-                config.data,
-                shorter_side=found.shorter_side,
-                rows=rows,
-                mesh=mesh,
-            )
-            labels = np.asarray(source.labels[rows])
-            return accuracies(np.concatenate(list(top)), labels)
-
-    lead, together = jax.process_index() == 0, jax.process_count() > 1
-    if lead:
-        workdirs.write_config(workdir, protocol)
-    with ExitStack() as closing:
-        stop = closing.enter_context(Stop(together=together))
-        facts = {"examples": len(kept), "encoder": checksum(variables)}
-        checkpoints = Checkpoints(workdir.absolute() / "checkpoints", facts=facts)
-        closing.callback(checkpoints.close)
-        start, state = checkpoints.restore(shapes) or (0, None)
-        state = begin(variables) if state is None else state
-        variables = sharding.replicate(variables, mesh)
-        writer = log.Writer(workdir, step=start) if lead else log.Silent()
-        bar = log.Bar(total=total, done=start) if lead else log.Silent()
-        stuck = workdir / f"stuck_{jax.process_index()}.txt"
-        watchdog = Watchdog(protocol.guard.stuck_seconds, stuck)
-        closing.callback(watchdog.close)
-        closing.callback(writer.close)
-        closing.callback(bar.close)
-        closing.callback(workdirs.list_broken, images, workdir, bar.note)
-        if start:
-            bar.note(f"continuing {workdir} at step {start} of {total}")
-        elif len(aside):  # a file that cannot be read is found now, not at the end
-            bar.say("reading the images held out")
-            judge(state, found.train, aside)
-        if checkpoints.note:
-            bar.note(checkpoints.note)
-        bar.say("compiling")
-        feed = Feed(make, range(start, total), sharding=split)
-        resident = views_of.resident()
-        tested = np.arange(len(found.test))
-        # Unfinished collectives of several virtual CPU devices wait for each other's
-        # threads.
-        one_by_one = mesh.size > 1 and jax.default_backend() == "cpu"
-        behind = None
-        for done, made in feed:
-            step, first = done + 1, done == start
-            with watchdog.paused() if first else nullcontext():
-                state, values = step_fn(variables, state, resident, *made)
-                if first or one_by_one:
-                    jax.block_until_ready(values)
-            if behind:  # the host stays one step ahead, not more
-                _need_finite(behind, done, protocol.guard.skipped_steps)
-            behind = values
-            watchdog.beat()
-            bar.step(step)
-            # Read once: it may arrive between two readings.
-            stopped = checkpoints.preempted(step) if together else stop.signal
-            last = step % epoch == 0
-            if step % LINES == 0 or last:
-                _need_finite(values, step, protocol.guard.skipped_steps)
-                values = {name: float(x) for name, x in values.items()}
-                values["epoch"] = step / epoch
-                if last and head.test_every_epoch:
-                    top = judge(state, found.test, tested)
-                    for i, (top1, top5) in enumerate(top):
-                        values |= {f"test_top1_{i}": top1, f"test_top5_{i}": top5}
-                if values.pop("skipped_in_a_row"):
-                    bar.note(f"step {step}: loss or gradient not finite; skipped")
-                writer.write(
-                    step, {k: x for k, x in values.items() if math.isfinite(x)}
-                )
-                bar.show(step, values, f"cross-entropy {values['loss']:.4f}")
-            if last or stopped:
-                with watchdog.paused():
-                    checkpoints.save(step, state)
-            if stopped:
-                with watchdog.paused():
-                    checkpoints.wait()
-                bar.note(f"stopped at step {step} of {total}; the same command goes on")
-                stop.signal = stop.signal or signal.SIGTERM  # of another process
-                return None  # which nobody sees: Stop raises what ends the process
-        watchdog.close()
+    job = Supervised(protocol, workdir, encoder, variables, found)
+    with Session(job, workdir.absolute()) as session:
+        job.place()
+        if session.state is None:
+            session.state = job.init()
+            if len(
+                job.aside
+            ):  # a file that cannot be read is found now, not at the end
+                session.bar.say("reading the images held out")
+                job.right(session.state, found.train, job.aside)
+        state = session.train()
+        session.watchdog.close()
         chosen, valid = 0, None
-        if len(aside):
-            bar.say("choosing on the images held out")
-            valid = judge(state, found.train, aside)
+        if len(job.aside):
+            session.bar.say("choosing on the images held out")
+            valid = job.right(state, found.train, job.aside)
             chosen = int(np.argmax(valid[:, 0]))  # the first of equals
-        bar.say("testing")
-        test = judge(state, found.test, tested)
-        maximum = _maximum(workdir, chosen) if head.test_every_epoch and lead else None
+        session.bar.say("testing")
+        test = job.right(state, found.test, job.tested)
+        maximum = None
+        if protocol.head.test_every_epoch and jax.process_index() == 0:
+            maximum = _maximum(workdir, chosen)
     return Outcome(test, chosen, valid, maximum)
+
+
+class Supervised(Job):
+    """Training with labels, built from its protocol; refuses what cannot work.
+
+    Args: see `fit`.
+
+    Attributes:
+      aside: int [m], the training images that choose among a bank of heads.
+      tested: int [t], all test images.
+    """
+
+    log_steps = 50
+    cure = "lower config.head.rates or config.finetune.encoder_rate"
+
+    def __init__(self, protocol, workdir, encoder, variables, found):
+        config, head = found.config, protocol.head
+        self.config, self._inputs, self._variables = protocol, found, variables
+        self._sees = config
+        self.images = images = found.train
+        kept, self.aside = found.kept, found.kept[:0]
+        if head.held_out and len(heads.combinations(head)) > 1:
+            labels = np.asarray(found.train.labels)
+            kept, self.aside = held_out(kept, labels, head.held_out, protocol.seed)
+        self.tested = np.arange(len(found.test))
+        self._planner = _Chosen(kept, protocol, config)
+        self.epoch = self.checkpoint_steps = self._planner.steps_per_epoch
+        self.total = protocol.epochs * self.epoch
+        self.mesh = devices.mesh(config.data.batch_size)
+        self._batches = batches.Batches(images, config, self.mesh)
+        network = Frozen if protocol.task == "linear" else Tuned
+        self._network = network(protocol, encoder, found.classes, self.epoch)
+        whole, split = sharding.whole(self.mesh), sharding.split(self.mesh)
+        begin = partial(self._network.init, config=config)
+        self._init = jax.jit(begin, out_shardings=whole)
+        self.like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+            jax.eval_shape(begin, variables),
+        )
+        self.facts = {"examples": len(kept), "encoder": checksum(variables)}
+        self.size = (
+            f"config.data.batch_size {config.data.batch_size} on {self.mesh.size}"
+            " device(s)"
+        )
+
+        @partial(
+            jax.jit,
+            in_shardings=(whole, whole, *self._batches.sharding, split),
+            out_shardings=(whole, whole),
+            donate_argnums=1,
+        )
+        def step(variables, state, resident, batch, labels):
+            view = self._batches.render(resident, batch)[:, 0]
+            return self._network.step(variables, state, view, labels)
+
+        self._step = step
+
+    def place(self) -> None:
+        """Gives every device the frozen variables; to be called once."""
+        self._variables = sharding.replicate(self._variables, self.mesh)
+
+    def init(self):
+        return self._init(self._variables)
+
+    def make(self, span):
+        (step,) = span
+        rows = sharding.rows(self._sees.data.batch_size)
+        batch = self._batches.make(self._planner, step, rows)
+        indices = self.images.chosen(self._planner(step).indices[rows])
+        return batch, np.asarray(self.images.labels[indices], np.int32)
+
+    def step(self, state, batch, count):
+        resident = self._batches.resident()
+        return *self._step(self._variables, state, resident, *batch), ()
+
+    def judged(self, step):
+        return step % self.epoch == 0
+
+    def judge(self, step, state):
+        if not self.config.head.test_every_epoch:
+            return {}
+        values = {}
+        top = self.right(state, self._inputs.test, self.tested)
+        for i, (top1, top5) in enumerate(top):
+            values |= {f"test_top1_{i}": top1, f"test_top5_{i}": top5}
+        return values
+
+    def text(self, values):
+        return f"cross-entropy {values['loss']:.4f}"
+
+    def right(self, state, source, rows) -> np.ndarray:
+        """Returns per cent answered right, [heads, 2]: top-1 and top-5."""
+        top = stream(
+            self._network.predict,
+            (self._variables, state.params, state.batch_stats),
+            source,
+            self._sees.data,
+            shorter_side=self._inputs.shorter_side,
+            rows=rows,
+            mesh=self.mesh,
+        )
+        labels = np.asarray(source.labels[rows])
+        return accuracies(np.concatenate(list(top)), labels)
 
 
 def accuracies(top: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -197,16 +184,6 @@ def accuracies(top: np.ndarray, labels: np.ndarray) -> np.ndarray:
     right = top.astype(np.int64) == labels[:, None, None]
     first, five = right[..., 0].mean(axis=0), right.any(axis=-1).mean(axis=0)
     return 100 * np.stack([first, five], axis=1)
-
-
-def _need_finite(values, step, limit):
-    """Raises where too many steps in a row were skipped."""
-    if int(values["skipped_in_a_row"]) >= limit:
-        raise FloatingPointError(
-            f"loss or gradient not finite at step {step}, {limit} steps in a row; the"
-            " last checkpoint is from before; lower config.head.rates or"
-            " config.finetune.encoder_rate in another --workdir"
-        )
 
 
 class _Chosen:

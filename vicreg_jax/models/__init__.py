@@ -1,7 +1,8 @@
 """Encoders and heads: Linen modules, no losses, no training.
 
 An encoder is any Linen module with `apply(variables, images [n, h, w, c], train=bool)`
--> representations [n, f].
+-> representations [n, f]. Those here also take views [n, v, h, w, c] in one pass, and
+say so by `takes_views`.
 """
 
 import flax.linen as nn

@@ -27,7 +27,7 @@ def linear(features, inputs, *, use_bias=True, dtype, name):
 
 
 class Expander(nn.Module):
-    """Maps representations [n, f] to embeddings [n, widths[-1]].
+    """Maps representations [n, f] to embeddings [n, widths[-1]], or [n, v, f] of views.
 
     Linear, BatchNorm, ReLU for each hidden layer; the last layer is linear, in the
     authors' code without bias. Source: arXiv:2105.04906, sec. 4.2.
@@ -44,7 +44,7 @@ class Expander(nn.Module):
         y = y.astype(self.dtype)
         for i, width in enumerate(self.widths[:-1]):
             y = linear(width, y.shape[-1], dtype=self.dtype, name=f"linear{i}")(y)
-            y = nn.relu(BatchNorm(name=f"bn{i}")(y, train=train))
+            y = nn.relu(BatchNorm(name=f"bn{i}")(y, train=train, views=y.ndim == 3))
         last, width = f"linear{len(self.widths) - 1}", self.widths[-1]
         final = linear(
             width, y.shape[-1], use_bias=self.bias, dtype=self.dtype, name=last
@@ -56,11 +56,18 @@ class JointEmbedding(nn.Module):
     """An encoder and its expander: images [n, h, w, c] -> ([n, f], [n, d]).
 
     The representation is what is used afterwards, the embedding what the loss sees.
+    Views [n, v, h, w, c] become ([n, v, f], [n, v, d]), in one pass where the encoder
+    says that it `takes_views`, else in one pass for each view, in order.
     """
 
     encoder: nn.Module
     expander: nn.Module
 
     def __call__(self, images: jax.Array, *, train: bool):
-        representation = self.encoder(images, train=train)
+        if images.ndim == 5 and not getattr(self.encoder, "takes_views", False):
+            views = jnp.unstack(images, axis=1)
+            seen = [self.encoder(view, train=train) for view in views]
+            representation = jnp.stack(seen, axis=1)
+        else:
+            representation = self.encoder(images, train=train)
         return representation, self.expander(representation, train=train)

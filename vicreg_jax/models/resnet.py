@@ -62,7 +62,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        conv = partial(convolution, dtype=self.dtype)
+        conv, views = partial(convolution, dtype=self.dtype), x.ndim == 5
         if self.bottleneck:
             out = 4 * self.features
             shapes = [(self.features, 1, 1), (self.features, 3, self.stride)]
@@ -76,16 +76,18 @@ class Block(nn.Module):
             last = i == len(shapes)
             zero = last and self.zero_init
             init = dict(scale_init=nn.initializers.zeros) if zero else {}
-            y = BatchNorm(**init, name=f"bn{i}")(y, train=train)
+            y = BatchNorm(**init, name=f"bn{i}")(y, train=train, views=views)
             y = y if last else nn.relu(y)
         if self.stride > 1 or x.shape[-1] != out:
             x = conv(out, 1, self.stride, name="downsample_conv")(x)
-            x = BatchNorm(name="downsample_bn")(x, train=train)
+            x = BatchNorm(name="downsample_bn")(x, train=train, views=views)
         return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
     """Maps images [n, h, w, c] to representations [n, f] of the computation's dtype.
+
+    And views [n, v, h, w, c] to [n, v, f], each view with its own BatchNorm statistics.
 
     f is 512 * width with basic blocks, 2048 * width with bottlenecks. Names of
     sub-modules are those of PyTorch with "_" for ".".
@@ -100,6 +102,7 @@ class ResNet(nn.Module):
     stem: str = "imagenet"  # or another of STEMS
     zero_init: bool = True
     dtype: jnp.dtype = jnp.float32
+    takes_views = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -109,7 +112,7 @@ class ResNet(nn.Module):
         x = x.astype(self.dtype)
         kernel, stride, pad, init = STEMS[self.stem]
         x = conv(features, kernel, stride, pad, init=init, name="conv1")(x)
-        x = nn.relu(BatchNorm(name="bn1")(x, train=train))
+        x = nn.relu(BatchNorm(name="bn1")(x, train=train, views=x.ndim == 5))
         if self.stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for i, blocks in enumerate(stages):
@@ -122,4 +125,4 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{i + 1}_{j}",
                 )(x, train=train)
-        return jnp.mean(x, axis=(1, 2))
+        return jnp.mean(x, axis=(-3, -2))

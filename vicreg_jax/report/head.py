@@ -1,11 +1,10 @@
 """Head and foot of the page: what was trained, its health, what was skipped."""
 
-from dataclasses import asdict
 from html import escape
 
 import numpy as np
 
-from vicreg_jax import metrics
+from vicreg_jax import methods
 from vicreg_jax.report import tables
 from vicreg_jax.report.figures import short
 from vicreg_jax.report.records import Record
@@ -47,7 +46,9 @@ def _verdict(record):
         where += ", not finished" if last["step"] < total else ""
     if not {"embedding_std", "embedding_rank"} <= first.keys() & last.keys():
         return f'<p class="verdict">{where}.</p>'
-    verdict = metrics.judge(first, last, asdict(record.config.loss))
+    method = methods.named(record.config.method)
+    weights = method.weighed(record.config.loss)
+    verdict = method.health(first, last, weights)
     kind, word = ("", "Healthy") if verdict.healthy else (" bad", "Not healthy")
     reason = f"{where}: {escape(verdict.reason)}."
     return f'<div class="verdict{kind}"><b>{word}</b> {reason}</div>'
@@ -80,7 +81,7 @@ def _facts(record):
     config = record.config
     data, model, optimizer = config.data, config.model, config.optimizer
     where = data.dataset if data.name == "tfds" else data.path or data.name
-    weights = asdict(config.loss).items()
+    weights = dict(config.loss).items()
     facts = {
         "data": f"{where}, views of {data.image_size} × {data.image_size} pixels",
         "encoder": f"{model.encoder}, width {model.width}, {model.dtype}",

@@ -1,12 +1,11 @@
 """The sections of the page: what is drawn, and how it is to be read."""
 
-from dataclasses import asdict
 from html import escape
 from typing import NamedTuple
 
 import numpy as np
 
-from vicreg_jax import metrics
+from vicreg_jax.methods import health
 from vicreg_jax.report import figures, maps, pictures, tables
 from vicreg_jax.report.figures import Drawn, Reference, curve, short
 from vicreg_jax.report.maps import Gallery
@@ -30,7 +29,7 @@ Part = Figure | Table | str  # str is HTML
 
 def loss(record: Record) -> list[Part]:
     n, d = record.config.data.batch_size, record.config.model.expander[-1]
-    weights = asdict(record.config.loss)
+    weights = dict(record.config.loss)
     panels = _curves(record, {"loss": ("Loss", {})})
     parts = {name: w for name, w in weights.items() if w > 0}
     steps, values = _columns(record, *parts)
@@ -80,7 +79,7 @@ def diagnostics(record: Record) -> list[Part]:
             "grad_norm": ("Norm of the gradient", {"log": True}),
         },
     )
-    most = min(metrics.LIMIT, config.data.batch_size, config.model.expander[-1])
+    most = min(health.LIMIT, config.data.batch_size, config.model.expander[-1])
     caption = (
         "Statistics of the first view. <i>Std</i> is that of each dimension over the"
         " batch, averaged over dimensions. The verdict above goes by the embeddings':"

@@ -1,17 +1,17 @@
 """How much memory a step needs on a device: an estimate before anything compiles."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from vicreg_jax.config import Config
+from vicreg_jax.methods import Method
+from vicreg_jax.refusals import Refusal
 from vicreg_jax.state import TrainState
 
 
@@ -24,7 +24,7 @@ class Need(NamedTuple):
 
 
 def estimate(
-    model: nn.Module,
+    method: Method,
     state: TrainState,
     config: Config,
     devices: int,
@@ -38,29 +38,20 @@ def estimate(
     temporary memory is 1.8 to 2.8 times those results, besides the gradients.)
 
     Args:
-      model: images -> (representation, embedding).
+      method: what is trained.
       state: shapes suffice, perhaps with shardings that divide it.
       devices: over which the batch is divided.
       canvas: height and width of images that are yet to be cropped, or 0.
     """
     size, channels = config.data.image_size, len(config.data.mean)
     rows = config.data.batch_size // devices
-    images = jax.ShapeDtypeStruct((rows, size, size, channels), jnp.float32)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-
-    def forward(variables, images):
-        return model.apply(
-            variables,
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": jax.random.key(0)},
-        )
-
-    count = getattr(config.data, "views", 2)
-    products = count * _products(jax.make_jaxpr(forward)(variables, images).jaxpr)
+    shape = (rows, config.data.views, size, size, channels)
+    views = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = {"params": state.params, **state.others()}
+    forward = partial(method.forward, key=jax.random.key(0))
+    products = _products(jax.make_jaxpr(forward)(variables, views).jaxpr)
     held, gradients = _own(state), _own(state.params)
-    views = count * _bytes(images) + rows * canvas**2 * channels
+    views = _bytes(views) + rows * canvas**2 * channels
     fixed = held + gradients
     words = (
         f"config.data.batch_size {config.data.batch_size} and config.model.expander"
@@ -80,7 +71,7 @@ def check(need: Need, limit: float | None) -> str:
       limit: bytes of a device, None where that is not known.
 
     Raises:
-      ValueError: it cannot suffice.
+      Refusal: it cannot suffice.
     """
     if limit is None or need.likely <= limit:
         return ""
@@ -89,7 +80,7 @@ def check(need: Need, limit: float | None) -> str:
         " a narrower model.expander or encoder, or more devices"
     )
     if need.least > limit:
-        raise ValueError(f"out of memory before it begins: {advice}")
+        raise Refusal(f"out of memory before it begins: {advice}")
     return f"memory may not suffice: {advice}"
 
 
@@ -106,30 +97,6 @@ def limit() -> float | None:
         return None
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return memory / jax.local_device_count()  # the devices of a CPU share it
-
-
-def peak() -> dict[str, float]:
-    """Returns the most memory that a device has used so far, where that is counted."""
-    try:
-        stats = jax.local_devices()[0].memory_stats() or {}
-    except (NotImplementedError, RuntimeError):
-        return {}
-    used = stats.get("peak_bytes_in_use")
-    return {} if used is None else {"memory_peak_gb": used / 1e9}
-
-
-@contextmanager
-def explained(need: Need) -> Iterator[None]:
-    """Turns a device's "out of memory" into one line that says what takes it."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise ValueError(
-            f"a device ran out of memory with {need.words}; lower data.batch_size, take"
-            " a narrower model.expander or encoder, or more devices"
-        ) from error
 
 
 def _bytes(tree):

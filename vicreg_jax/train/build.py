@@ -1,20 +1,22 @@
 """From a config to the parts of a run; refuses what cannot work before it compiles."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from vicreg_jax import models, optim
+from vicreg_jax import methods, models, optim, sharding
 from vicreg_jax.config import Config
+from vicreg_jax.data import plan, views
 from vicreg_jax.data.source import Source, as_source
 from vicreg_jax.data.sources import load_splits
+from vicreg_jax.methods import Method
+from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.state import TrainState
-
-AT_ONCE = 8  # steps of one dispatch
 
 
 def images(config: Config, given: Any) -> Source:
@@ -22,30 +24,6 @@ def images(config: Config, given: Any) -> Source:
     if given is not None:
         return as_source(given)
     return load_splits(config.data, seed=config.seed).train
-
-
-def at_once(config: Config, *, held: bool) -> int:
-    """Returns how many steps one dispatch takes: several where the host need not care.
-
-    That is where the devices hold the images; and on accelerators, as a CPU has nothing
-    to gain and compiles twice.
-    """
-    if jax.default_backend() == "cpu" or config.evaluate.probe:
-        return 1
-    return AT_ONCE if held else 1
-
-
-def spans(start: int, stop: int, *, most: int, ends: Sequence[int]) -> Iterator[range]:
-    """Yields the steps from `start` to `stop` in spans of `most`, or of one.
-
-    No span has a multiple of one of `ends` inside, only at its end, nor step 1. Where a
-    span begins it depends on nothing before, so a continued run has the same ones.
-    """
-    while start < stop:
-        last = min(stop, *(start + end - start % end for end in ends))
-        whole = start > 0 and start + most <= last
-        yield range(start, start + (most if whole else 1))
-        start += most if whole else 1
 
 
 def optimizer(
@@ -73,8 +51,15 @@ def optimizer(
     )
 
 
-def model(config: Config, encoder: nn.Module | None) -> models.JointEmbedding:
-    """Returns the encoder, the config's or the one given, with its expander."""
+def method(
+    config: Config, encoder: nn.Module | None, made: Callable[..., Method] | None
+) -> Method:
+    """Returns the method on its encoder and expander, the config's or those given.
+
+    Args:
+      encoder: instead of config.model.encoder.
+      made: instead of config.method: (encoder, expander, weights) -> method.
+    """
     dtype = jnp.dtype(config.model.dtype)
     if encoder is None:
         encoder = models.create(
@@ -87,55 +72,91 @@ def model(config: Config, encoder: nn.Module | None) -> models.JointEmbedding:
     expander = models.Expander(
         config.model.expander, bias=config.model.expander_bias, dtype=dtype
     )
-    return models.JointEmbedding(encoder, expander)
+    made = made or methods.named(config.method)
+    return made(encoder, expander, config.loss)
 
 
-def check_model(module: models.JointEmbedding, config: Config) -> int:
+def names(method: Method, given: Callable[..., Method] | None) -> dict[str, Any]:
+    """Returns what a config says of its method: its name, and the weights in full."""
+    name = {"method": type(method).__name__} if given else {}
+    return {"loss": dict(method.weights), **name}
+
+
+def check_encoder(method: Method, config: Config) -> int:
     """Returns f of the representations [n, f].
 
     Raises:
-      ValueError: an encoder of the user's own does not fit in.
+      Refusal: an encoder of the user's own does not fit in.
     """
     size, channels = config.data.image_size, len(config.data.mean)
     images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
     key = jax.random.key(0)
 
     def representation(x):
-        return module.init_with_output(key, x, train=False)[0][0]
+        return method.encoder.init_with_output(key, x, train=False)[0]
 
     try:
         shape = jax.eval_shape(representation, images).shape
     except TypeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise Refusal(
             "the encoder is called as encoder(images [n, h, w, c], train=bool); it"
-            f" says: {reason}"
+            f" says: {one_line(error, 200)}"
         ) from error
     if len(shape) != 2 or shape[0] != 2:
-        raise ValueError(
+        raise Refusal(
             f"the encoder must return [n, f]; for {images.shape} it returns {shape}"
         )
     return shape[1]
 
 
+def planner(config: Config, examples: int) -> plan.Planner:
+    """Returns the plan of a run over so many examples."""
+    return plan.Planner(
+        seed=config.seed,
+        examples=examples,
+        batch_size=config.data.batch_size,
+        views=config.data.views,
+        numbers=views.NUMBERS,
+    )
+
+
 def initializer(
-    model: nn.Module, tx: optax.GradientTransformation, config: Config
+    method: Method, tx: optax.GradientTransformation, config: Config
 ) -> Callable[[], TrainState]:
     """Returns a function of no arguments that makes the state of step 0."""
     size, channels = config.data.image_size, len(config.data.mean)
+    shape = (2, config.data.views, size, size, channels)
 
     def init():
-        images = jnp.zeros((2, size, size, channels))
-        variables = model.init(jax.random.key(config.seed), images, train=False)
+        variables = method.init(jax.random.key(config.seed), jnp.zeros(shape))
         params = variables["params"]
         return TrainState(
             step=jnp.zeros([], jnp.int32),
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             opt_state=tx.init(params),
+            target=variables.get("target", ()),
         )
 
     return init
+
+
+def shapes(init: Callable[[], Any], mesh: Mesh, *, sharded: bool) -> tuple[Any, Any]:
+    """Returns the state that `init` makes as shapes with shardings, and the shardings.
+
+    Args:
+      sharded: whether large arrays are divided over the devices.
+    """
+    whole = sharding.whole(mesh)
+    found = jax.eval_shape(init)
+    places = jax.tree.map(lambda _: whole, found)
+    if sharded:
+        places = sharding.divided(mesh, found)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        found,
+        places,
+    ), places
 
 
 def encoder_variables(state: TrainState) -> dict[str, Any]:

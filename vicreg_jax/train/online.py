@@ -53,6 +53,10 @@ class Probe:
         self._width, self._seed = width, seed
         whole, split = sharding.whole(mesh), sharding.split(mesh)
         self.init = jax.jit(self._init, out_shardings=whole)
+        self.like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+            jax.eval_shape(self._init),
+        )
         self.step = jax.jit(
             self._step,
             in_shardings=(whole, split, split),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vicreg_jax import metrics
+from vicreg_jax.methods import Vicreg, health
 
 START = {"embedding_std": 0.4, "embedding_rank": 50.0}
 EQUAL = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
@@ -26,23 +26,23 @@ def rankme(z):
 
 def test_rank_of_orthonormal_columns_is_their_number():
     # Each of d terms has the 1e-7 of RankMe too much: nothing of 1e-5.
-    assert metrics.rankme(jnp.eye(16)) == pytest.approx(16, rel=1e-5)
+    assert health.rankme(jnp.eye(16)) == pytest.approx(16, rel=1e-5)
 
 
 def test_rank_of_parallel_rows_is_one():
     z = jnp.outer(jnp.arange(1.0, 33.0), jnp.arange(1.0, 9.0))
     # Seven eps of 1e-7 add 1.6e-6 each; zeros are zero but for float32 rounding.
-    assert metrics.rankme(z) == pytest.approx(1, abs=1e-4)
+    assert health.rankme(z) == pytest.approx(1, abs=1e-4)
 
 
 def test_rank_of_embeddings_that_are_all_zero_is_finite():
     # Eight eps of 1e-7 and nothing else: exp(8 * 1.6e-6).
-    assert metrics.rankme(jnp.zeros((32, 8))) == pytest.approx(1, abs=1e-4)
+    assert health.rankme(jnp.zeros((32, 8))) == pytest.approx(1, abs=1e-4)
 
 
 def test_rank_is_that_of_numpy():
     z = batch()
-    got = metrics.rankme(jnp.asarray(z, jnp.float32))
+    got = health.rankme(jnp.asarray(z, jnp.float32))
     # Float32 singular values against float64 ones.
     np.testing.assert_allclose(got, rankme(z), rtol=1e-5)
 
@@ -50,42 +50,40 @@ def test_rank_is_that_of_numpy():
 def test_rank_does_not_depend_on_scale():
     z = jnp.asarray(batch(), jnp.float32)
     # Powers of two are exact up to the tiny eps of the singular value decomposition.
-    np.testing.assert_allclose(
-        metrics.rankme(z * 2.0**-20), metrics.rankme(z), rtol=1e-5
-    )
+    np.testing.assert_allclose(health.rankme(z * 2.0**-20), health.rankme(z), rtol=1e-5)
 
 
 def test_rank_looks_at_the_first_1024_rows():
     z = jnp.asarray(batch(n=1100, d=4), jnp.float32)
-    assert metrics.rankme(z) == metrics.rankme(z[:1024])
+    assert health.rankme(z) == health.rankme(z[:1024])
 
 
 def test_mean_correlation_is_that_of_numpy():
     z = batch()
     r = np.abs(np.corrcoef(z, rowvar=False))
     want = (r.sum() - np.trace(r)) / (12 * 11)
-    got = metrics.mean_correlation(jnp.asarray(z, jnp.float32))
+    got = health.mean_correlation(jnp.asarray(z, jnp.float32))
     # Float32 sums of 64 products.
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_mean_correlation_looks_at_the_first_1024_dimensions():
     z = jnp.asarray(np.random.default_rng(0).standard_normal((8, 1100)), jnp.float32)
-    got, want = metrics.mean_correlation(z), metrics.mean_correlation(z[:, :1024])
+    got, want = health.mean_correlation(z), health.mean_correlation(z[:, :1024])
     assert got == want
 
 
 def test_mean_correlation_of_constants_or_of_one_dimension_is_zero():
-    assert metrics.mean_correlation(jnp.full((8, 4), 3.0)) == 0
+    assert health.mean_correlation(jnp.full((8, 4), 3.0)) == 0
     # Of r_11 = 1 minus itself nothing is left but rounding of float32.
-    one = metrics.mean_correlation(jnp.arange(8.0)[:, None])
+    one = health.mean_correlation(jnp.arange(8.0)[:, None])
     assert one == pytest.approx(0, abs=1e-6)
 
 
 def test_stds_are_unbiased_means_over_dimensions():
     y, z = batch(seed=1), batch(d=20, seed=2)
     arrays = (jnp.asarray(x, jnp.float32) for x in (y, z))
-    found = jax.jit(metrics.diagnostics)(*arrays)
+    found = jax.jit(health.statistics)(*arrays)
     want = {
         "representation_std": y.std(axis=0, ddof=1).mean(),
         "embedding_std": z.std(axis=0, ddof=1).mean(),
@@ -100,7 +98,7 @@ def test_stds_are_unbiased_means_over_dimensions():
 
 def test_statistics_of_bfloat16_are_computed_in_float32():
     y = jnp.asarray(batch(), jnp.bfloat16)
-    low, high = metrics.diagnostics(y, y), metrics.diagnostics(y.astype(float), y)
+    low, high = health.statistics(y, y), health.statistics(y.astype(float), y)
     assert all(x.dtype == jnp.float32 and x.shape == () for x in low.values())
     assert {k: float(x) for k, x in low.items()} == {
         k: float(x) for k, x in high.items()
@@ -110,14 +108,14 @@ def test_statistics_of_bfloat16_are_computed_in_float32():
 @pytest.mark.parametrize("std", [0.4, 0.7, 1.0, 3.0])
 def test_spread_out_embeddings_are_healthy(std):
     now = {"embedding_std": std, "embedding_rank": 60.0}
-    verdict = metrics.judge(START, now, EQUAL)
+    verdict = Vicreg.health(START, now, EQUAL)
     assert verdict.healthy
     assert "rank 60: the embeddings are spread out" in verdict.reason
 
 
 def test_a_start_far_above_the_target_is_no_collapse_once_the_target_is_met():
     start, now = START | {"embedding_std": 20.0}, START | {"embedding_std": 0.9}
-    verdict = metrics.judge(start, now, EQUAL)
+    verdict = Vicreg.health(start, now, EQUAL)
     assert verdict.healthy
 
 
@@ -131,7 +129,7 @@ CAUSES = {
 @pytest.mark.parametrize("variance", CAUSES)
 def test_a_collapse_is_named_with_its_cause(variance):
     now = {"embedding_std": 0.02, "embedding_rank": 1.2}
-    verdict = metrics.judge(START, now, EQUAL | {"variance": variance})
+    verdict = Vicreg.health(START, now, EQUAL | {"variance": variance})
     assert not verdict.healthy
     assert verdict.reason.startswith("mean embedding std 0.02 (start 0.4, target 1)")
     assert [c for c in CAUSES.values() if c in verdict.reason] == [CAUSES[variance]]
@@ -139,9 +137,9 @@ def test_a_collapse_is_named_with_its_cause(variance):
 
 def test_a_high_rank_does_not_save_a_shrinking_embedding():
     z = batch()
-    shrunk = metrics.diagnostics(*[jnp.asarray(z * 1e-3, jnp.float32)] * 2)
-    start = metrics.diagnostics(*[jnp.asarray(z, jnp.float32)] * 2)
+    shrunk = health.statistics(*[jnp.asarray(z * 1e-3, jnp.float32)] * 2)
+    start = health.statistics(*[jnp.asarray(z, jnp.float32)] * 2)
     start, now = ({k: float(x) for k, x in m.items()} for m in (start, shrunk))
     # Scale-free, see above.
     assert now["embedding_rank"] == pytest.approx(start["embedding_rank"], rel=1e-4)
-    assert not metrics.judge(start, now, EQUAL).healthy
+    assert not Vicreg.health(start, now, EQUAL).healthy

@@ -1,15 +1,29 @@
-"""Self-supervised losses: pure functions of embeddings, no models, no optimizers."""
+"""Variance, invariance and covariance of embeddings, and their published sum."""
 
 import itertools
-import operator
-from functools import partial, reduce
+from functools import partial
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
-AxisName = str | tuple[str, ...]
+from vicreg_jax.losses._global_batch import (
+    AxisName,
+    centred,
+    checked,
+    count,
+    degrees,
+    device_count,
+    dot,
+    gathered,
+    mean_of,
+    over_devices,
+    split_rows,
+    valid,
+)
+
+__all__ = ["VicregTerms", "covariance", "invariance", "variance", "vicreg"]
 
 
 @flax.struct.dataclass
@@ -66,14 +80,14 @@ def vicreg(
     """
     if len(views) < 2:
         raise ValueError(f"VICReg compares two or more views; got {len(views)}")
-    views, where = _checked(views, where, axis_name)
+    views, where = checked(views, where, axis_name)
     options = dict(where=where, axis_name=axis_name)
     spread = [variance(z, gamma=gamma, eps=eps, **options) for z in views]
     overlap = [covariance(z, **options) for z in views]
     return VicregTerms(
         invariance=invariance(*views, **options),
-        variance=_mean(spread),
-        covariance=2 * _mean(overlap),
+        variance=mean_of(spread),
+        covariance=2 * mean_of(overlap),
     )
 
 
@@ -88,13 +102,13 @@ def invariance(
     """
     if len(views) < 2:
         raise ValueError(f"invariance compares two or more views; got {len(views)}")
-    views, where = _checked(views, where, axis_name)
-    n, d = _count(views[0], where, axis_name), views[0].shape[1]
+    views, where = checked(views, where, axis_name)
+    n, d = count(views[0], where, axis_name), views[0].shape[1]
     distances = []
     for a, b in itertools.combinations(views, 2):
-        squares = jnp.square(_valid(a - b, where))
-        distances.append(_over_devices(jnp.sum(squares), axis_name) / (n * d))
-    return _mean(distances)
+        squares = jnp.square(valid(a - b, where))
+        distances.append(over_devices(jnp.sum(squares), axis_name) / (n * d))
+    return mean_of(distances)
 
 
 def variance(
@@ -110,9 +124,9 @@ def variance(
     Args, Raises: see `vicreg`. Source: eq. 1 and 2 for one batch [n, d]; the variance
     is the unbiased one, and the hinge max(0, gamma - sqrt(var + eps)).
     """
-    (z,), where = _checked((z,), where, axis_name)
-    z, n = _centred(z, where, axis_name)
-    var = _over_devices(jnp.sum(z**2, axis=0), axis_name) / _degrees(n)
+    (z,), where = checked((z,), where, axis_name)
+    z, n = centred(z, where, axis_name)
+    var = over_devices(jnp.sum(z**2, axis=0), axis_name) / degrees(n)
     return jnp.mean(jax.nn.relu(gamma - jnp.sqrt(var + eps)))
 
 
@@ -134,8 +148,8 @@ def covariance(
     its own examples against the gathered batch, and the backward pass needs no
     communication.
     """
-    (z,), where = _checked((z,), where, axis_name)
-    return _over_devices(_covariance(z, where, axis_name), axis_name)
+    (z,), where = checked((z,), where, axis_name)
+    return over_devices(_covariance(z, where, axis_name), axis_name)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -149,19 +163,19 @@ def _covariance(z, where, axis_name):
 
 
 def _covariance_forward(z, where, axis_name):
-    z, n = _centred(z, where, axis_name)
-    rows, d = z.shape[0] * _devices(axis_name), z.shape[1]
-    scale = 1 / (_degrees(n) ** 2 * d)
+    z, n = centred(z, where, axis_name)
+    rows, d = z.shape[0] * device_count(axis_name), z.shape[1]
+    scale = 1 / (degrees(n) ** 2 * d)
     if rows <= d:
-        everyone = _gathered(z, axis_name)  # [rows, d]
-        gram = _split_rows(_dot(z, everyone.T))  # [n, rows]
+        everyone = gathered(z, axis_name)  # [rows, d]
+        gram = split_rows(dot(z, everyone.T))  # [n, rows]
         own = jnp.sum(z**2, axis=0, keepdims=True)  # [1, d]
-        squares = _over_devices(own, axis_name)
+        squares = over_devices(own, axis_name)
         share = scale * (jnp.sum(gram**2) - jnp.sum(squares * own))
         return share, (scale, z, gram, everyone, squares)
-    own = _dot(z.T, z, spec=PartitionSpec())  # [d, d]
+    own = dot(z.T, z, spec=PartitionSpec())  # [d, d]
     diagonal = jnp.eye(d, dtype=bool)
-    cross = jnp.where(diagonal, 0, _over_devices(own, axis_name))
+    cross = jnp.where(diagonal, 0, over_devices(own, axis_name))
     return scale * jnp.sum(cross * own), (scale, z, cross, None, None)
 
 
@@ -170,116 +184,10 @@ def _covariance_backward(axis_name, residuals, cotangent):
     # the embeddings before centring, too.
     scale, z, products, everyone, squares = residuals
     if everyone is None:
-        gradient = _dot(z, products, spec=jax.typeof(z).sharding.spec)
+        gradient = dot(z, products, spec=jax.typeof(z).sharding.spec)
     else:
-        gradient = _dot(products, everyone) - z * squares
-    return _split_rows(4 * scale * cotangent * gradient), None
+        gradient = dot(products, everyone) - z * squares
+    return split_rows(4 * scale * cotangent * gradient), None
 
 
 _covariance.defvjp(_covariance_forward, _covariance_backward)
-
-
-def _checked(views, where, axis_name):
-    """Returns the views as [n, d] of one float dtype, at least float32, and `where`."""
-    views = [jnp.asarray(z) for z in views]
-    shape = views[0].shape
-    if any(z.shape != shape for z in views) or len(shape) != 2:
-        found = " and ".join(str(z.shape) for z in views)
-        raise ValueError(f"expected embeddings [n, d] of one shape; got {found}")
-    if not all(jnp.issubdtype(z.dtype, jnp.floating) for z in views):
-        found = " and ".join(str(z.dtype) for z in views)
-        raise ValueError(f"expected embeddings of a float dtype; got {found}")
-    if shape[0] * _devices(axis_name) < 2 or shape[1] < 1:
-        raise ValueError(
-            f"statistics over the batch need [n >= 2, d >= 1]; got {shape}"
-        )
-    if where is not None:
-        where = jnp.asarray(where)
-        if where.shape != shape[:1] or where.dtype != jnp.bool_:
-            raise ValueError(
-                f"expected where of bool [{shape[0]}]; got {where.dtype} {where.shape}"
-            )
-    double = any(z.dtype == jnp.float64 for z in views)
-    dtype = jnp.float64 if double else jnp.float32
-    return [z.astype(dtype) for z in views], where
-
-
-def _mean(terms):
-    return reduce(operator.add, terms) / len(terms)
-
-
-def _valid(z, where):
-    return z if where is None else jnp.where(where[:, None], z, 0)
-
-
-def _devices(axis_name):
-    return 1 if axis_name is None else jax.lax.psum(1, axis_name)
-
-
-def _over_devices(x, axis_name):
-    return x if axis_name is None else jax.lax.psum(x, axis_name)
-
-
-def _count(z, where, axis_name):
-    """Returns the number of rows of the global batch that count."""
-    if where is None:
-        return z.shape[0] * _devices(axis_name)
-    n = _over_devices(jnp.sum(where, dtype=z.dtype), axis_name)
-    return jnp.maximum(n, 1)
-
-
-def _degrees(n):
-    """Returns n - 1, at least one, so that a fully masked batch stays finite."""
-    return n - 1 if isinstance(n, int) else jnp.maximum(n - 1, 1)
-
-
-def _centred(z, where, axis_name):
-    """Returns z minus the mean of the rows that count (others 0), and their number."""
-    n = _count(z, where, axis_name)
-    total = jnp.sum(_valid(z, where), axis=0, keepdims=True)
-    mean = _over_devices(total, axis_name) / n
-    return _valid(z - mean, where), n
-
-
-def _dot(a, b, *, spec=None):
-    """Returns a @ b in full precision; the default is TF32 on GPUs, bf16 on TPUs."""
-    mesh = jax.typeof(a).sharding.mesh
-    out = None if spec is None or not _explicit(mesh) else NamedSharding(mesh, spec)
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST, out_sharding=out)
-
-
-def _explicit(mesh):
-    return AxisType.Explicit in mesh.axis_types
-
-
-def _gathered(z, axis_name):
-    """Returns the rows of the global batch, on every device.
-
-    Under jit it is the constraint that makes XLA gather once and keep the result for
-    the backward pass, instead of gathering again there.
-    """
-    if axis_name is not None:
-        return jax.lax.all_gather(z, axis_name, tiled=True)
-    mesh = jax.typeof(z).sharding.mesh
-    if _explicit(mesh):
-        return jax.sharding.reshard(z, NamedSharding(mesh, PartitionSpec()))
-    if AxisType.Auto in mesh.axis_types:
-        return jax.lax.with_sharding_constraint(z, NamedSharding(mesh, PartitionSpec()))
-    return z
-
-
-def _split_rows(x):
-    """Asks jit to split the rows of x over the mesh of its arguments, if it has one.
-
-    Without it a batch that is whole on every device is worked on whole by every device.
-    The axis has no name here: all automatic axes share the rows, whatever the user's
-    mesh calls them.
-    """
-    mesh = jax.typeof(x).sharding.mesh
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    axes = tuple(name for name, kind in kinds if kind == AxisType.Auto)
-    parts = reduce(operator.mul, (mesh.shape[name] for name in axes), 1)
-    if parts == 1 or x.shape[0] % parts or _explicit(mesh):
-        return x
-    rows = NamedSharding(mesh, PartitionSpec(axes))
-    return jax.lax.with_sharding_constraint(x, rows)

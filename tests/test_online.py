@@ -16,7 +16,7 @@ from vicreg_jax.data import sources
 from vicreg_jax.data.source import Arrays
 from vicreg_jax.evaluate import encode
 from vicreg_jax.evaluate.inputs import balanced
-from vicreg_jax.train import monitor
+from vicreg_jax.train import online
 
 WATCHED = ("--config.evaluate.draws=0", "--config.evaluate.probe=True")
 SEEN = {"probe_top1", "knn_top1"}
@@ -72,7 +72,7 @@ def test_the_probe_learns_a_separable_problem_like_a_mean_of_its_steps():
     rng = np.random.default_rng(0)
     labels = np.arange(64) % 2
     examples = Arrays(np.zeros((64, 4, 4, 1), np.uint8), labels)
-    probe = monitor.Probe(examples, width=3, mesh=sharding.data_mesh(), seed=0)
+    probe = online.Probe(examples, width=3, mesh=sharding.data_mesh(), seed=0)
     state, total, weight = probe.init(), 0.0, 0.0
     for _ in range(30):
         x = rng.normal(size=(64, 3)).astype(np.float32) + 4 * labels[:, None]

@@ -1,0 +1,24 @@
+"""Self-supervised losses: pure functions of embeddings, no models, no optimizers.
+
+Each returns its terms unweighted, as statistics of the global batch, and works eagerly,
+under jit, on batches sharded over a mesh and, with `axis_name`, inside shard_map.
+"""
+
+from vicreg_jax.losses._barlow_twins import BarlowTwinsTerms, barlow_twins
+from vicreg_jax.losses._vicreg import (
+    VicregTerms,
+    covariance,
+    invariance,
+    variance,
+    vicreg,
+)
+
+__all__ = [
+    "BarlowTwinsTerms",
+    "VicregTerms",
+    "barlow_twins",
+    "covariance",
+    "invariance",
+    "variance",
+    "vicreg",
+]

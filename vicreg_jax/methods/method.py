@@ -1,0 +1,170 @@
+"""The shape of a method: what a pretraining step needs to know of what it trains."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vicreg_jax import models
+from vicreg_jax.methods import health
+from vicreg_jax.refusals import Refusal
+
+__all__ = ["Method", "Outputs"]
+
+
+class Outputs(NamedTuple):
+    """What the views of n images become; v views each."""
+
+    representations: jax.Array  # [n, v, f], of the encoder: what is used afterwards
+    embeddings: jax.Array  # [n, v, d], of the expander: what a loss sees
+
+
+class Method:
+    """One encoder and one expander for all views; a subclass says what they minimize.
+
+    A subclass names its terms in `weights` and computes them in `loss`. It may also
+    override how variables begin (`init`), what the views become (`forward`), what
+    follows a step (`after_step`), and what is worth logging or a warning (`statistics`,
+    `health`).
+
+    Args:
+      encoder: images [n, h, w, c] -> representations [n, f].
+      expander: representations -> embeddings, like `models.Expander`.
+      weights: of some terms, instead of the published ones.
+
+    Raises:
+      Refusal: a weight for a term that the method does not have.
+    """
+
+    # Of the terms in the total, as published.
+    weights: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        expander: nn.Module,
+        weights: Mapping[str, float] | None = None,
+    ):
+        self.encoder = encoder
+        self.module = models.JointEmbedding(encoder, expander)
+        self.weights = self.weighed(weights or {})
+
+    @classmethod
+    def weighed(cls, given: Mapping[str, float]) -> dict[str, float]:
+        """Returns the weights of all terms: the given ones, else the published."""
+        unknown = [name for name in given if name not in cls.weights]
+        if unknown:
+            raise Refusal(
+                f"config.loss.{unknown[0]} is not a term of {cls.__name__}; it has"
+                f" {', '.join(cls.weights)}"
+            )
+        return {**cls.weights, **given}
+
+    def init(self, key: jax.Array, views: jax.Array) -> dict[str, Any]:
+        """Returns the variables of step 0: "params", "batch_stats", perhaps "target".
+
+        The target is what follows the parameters without a gradient: see `after_step`.
+
+        Args:
+          views: [n, v, h, w, c], of which only the shape counts.
+        """
+        return self.module.init(key, views, train=False)
+
+    def forward(
+        self,
+        variables: Mapping[str, Any],
+        views: jax.Array,
+        *,
+        key: jax.Array,
+        capture: bool = False,
+    ) -> tuple[Outputs, dict[str, Any]]:
+        """Returns the outputs in train mode, and the collections that changed.
+
+        Args:
+          views: [n, v, h, w, c].
+          key: of dropout, should the encoder have any.
+          capture: also keeps the output of every layer, as "intermediates".
+        """
+        outputs, kept = self.module.apply(
+            variables,
+            views,
+            train=True,
+            mutable=["batch_stats", "intermediates"] if capture else ["batch_stats"],
+            capture_intermediates=capture,
+            rngs={"dropout": key},
+        )
+        return Outputs(*outputs), kept
+
+    def loss(self, outputs: Outputs) -> dict[str, jax.Array]:
+        """Returns the unweighted terms by name: scalars of the global batch."""
+        raise NotImplementedError
+
+    def objective(
+        self,
+        params: Any,
+        others: Mapping[str, Any],
+        views: jax.Array,
+        *,
+        key: jax.Array,
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Outputs, Any]]:
+        """Returns what a step differentiates: the weighted sum of the terms.
+
+        Args:
+          params: what is learned; others: all other collections of the variables.
+          views, key: see `forward`.
+
+        Returns:
+          the sum, and (terms, outputs, updated BatchNorm statistics).
+        """
+        variables = {"params": params, **others}
+        outputs, kept = self.forward(variables, views, key=key)
+        terms = self.loss(outputs)
+        total = sum(self.weights[name] * terms[name] for name in self.weights)
+        return total, (terms, outputs, kept.get("batch_stats", {}))
+
+    def after_step(self, target: Any, params: Any, step: jax.Array) -> Any:
+        """Returns the target after a step, such as a moving average of parameters.
+
+        Args:
+          target: as `init` gave it, () where it gave none.
+          params: the new ones. step: int32 [], the number of finished steps.
+        """
+        del params, step
+        return target
+
+    def statistics(
+        self,
+        representation: jax.Array,
+        embedding: jax.Array,
+        terms: Mapping[str, jax.Array],
+    ) -> dict[str, jax.Array]:
+        """Returns scalars to be logged beside the terms.
+
+        Args:
+          representation, embedding: of the first view, [n, f] and [n, d].
+          terms: the unweighted ones.
+        """
+        del terms
+        return health.statistics(representation, embedding)
+
+    @classmethod
+    def health(
+        cls,
+        start: Mapping[str, float],
+        now: Mapping[str, float],
+        weights: Mapping[str, float],
+    ) -> health.Verdict:
+        """Returns whether the embeddings have collapsed or are on the way, and why.
+
+        Args:
+          start, now: what was logged at the first step and now.
+          weights: of the terms.
+        """
+        del weights
+        return health.judge(start, now)
+
+    def views_of(self, outputs: Outputs) -> list[jax.Array]:
+        """Returns the embeddings of each view, [n, d]."""
+        return list(jnp.unstack(outputs.embeddings, axis=1))

@@ -1,0 +1,44 @@
+"""VICReg: variance, invariance and covariance of the embeddings of views."""
+
+from vicreg_jax import losses
+from vicreg_jax.methods import health
+from vicreg_jax.methods.method import Method
+
+__all__ = ["Vicreg"]
+
+
+class Vicreg(Method):
+    """Pulls the views together, spreads every dimension, decorrelates them.
+
+    Source: arXiv:2105.04906, with the scaling of the terms that `losses.vicreg` states.
+    """
+
+    weights = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
+
+    def loss(self, outputs):
+        return vars(losses.vicreg(*self.views_of(outputs)))
+
+    def statistics(self, representation, embedding, terms):
+        n, d = embedding.shape
+        floor = 2 * max(d - 1, 1) / (n - 1)  # of two uncorrelated views
+        found = super().statistics(representation, embedding, terms)
+        return found | {"covariance_over_noise": terms["covariance"] / floor}
+
+    @classmethod
+    def health(cls, start, now, weights):
+        invariance, variance = weights["invariance"], weights["variance"]
+        # Half of the start is usual during warm-up, but not if nothing pulls upwards.
+        share = 0.25 if variance else 0.8
+        if not variance:
+            cause = "loss.variance is 0, so nothing keeps the embeddings apart"
+        elif variance < invariance:
+            cause = (
+                f"loss.variance ({variance:g}) is below loss.invariance"
+                f" ({invariance:g}); the paper needs the two equal"
+            )
+        else:
+            cause = "the learning rate may be too high; lower optimizer.base_lr"
+        # sqrt(eps) = 0.01 is as good as nothing.
+        return health.judge(
+            start, now, target=1.0, share=share, least=0.02, cause=cause
+        )

@@ -1,0 +1,1 @@
+"""What every long job has, whoever trains: a workdir, checkpoints, the loop."""

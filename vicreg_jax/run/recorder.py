@@ -1,0 +1,134 @@
+"""What a job says of itself: metrics written and shown, one step behind the device."""
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vicreg_jax import log
+from vicreg_jax.data.feed import Feed
+from vicreg_jax.watchdog import Watchdog
+
+__all__ = ["Recorder", "peak_memory"]
+
+STARVING = 0.1  # share of the time spent waiting for data that is worth a word
+
+
+class Recorder:
+    """Writes and shows the metrics of steps; what they mean is the job's to say.
+
+    It fetches those of a step only after the next has been dispatched, so that the
+    device never waits for it.
+
+    Args:
+      job: see `session.Job`.
+      feed: of its batches. bar: where it speaks. watchdog: paused while it compiles.
+      start: metrics beyond this step are cut.
+      wandb_run: also log there, if given.
+    """
+
+    def __init__(
+        self,
+        job: Any,
+        workdir: Path,
+        feed: Feed,
+        bar: log.Bar | log.Silent,
+        *,
+        start: int,
+        watchdog: Watchdog,
+        wandb_run: Any,
+    ):
+        self._job, self._feed, self._bar, self._watchdog = job, feed, bar, watchdog
+        self._writer = log.Silent()
+        if jax.process_index() == 0:
+            self._writer = log.Writer(workdir, step=start, wandb_run=wandb_run)
+        self._clock = None  # step, time and time waited of the latest line
+        self._measured = self._starved = False
+        self._waiting = None
+        self._paused = 0.0
+        self.close = self._writer.close
+
+    def pause(self, seconds: float) -> None:
+        """Leaves time out of the rates: of what was no training."""
+        self._paused += seconds
+
+    def step(
+        self, step: int, values: dict, outputs: Any, found: Mapping | None
+    ) -> None:
+        """Takes the device's results of a finished or unfinished step.
+
+        Args:
+          found: metrics that are to be recorded with this step, whichever it is.
+        """
+        self.flush()
+        self._bar.step(step)
+        if self._clock is None:
+            self._clock = (step, time.perf_counter(), self._feed.waited)
+            self._paused = 0.0
+        job = self._job
+        first = step in (1, job.epoch, job.total)
+        if found is None and not first and step % job.log_steps:
+            return
+        # Queued before the next step, so that fetching waits for no other.
+        begin = time.perf_counter()
+        with nullcontext() if self._measured else self._watchdog.paused():
+            values = values | job.measure(step, values, outputs) | dict(found or {})
+        if not self._measured:  # compiling is timed apart
+            self._measured = True
+            self.pause(time.perf_counter() - begin)
+        self._waiting = (step, values)
+
+    def flush(self) -> None:
+        """Records the latest metrics, if they are not yet."""
+        if self._waiting is None:
+            return
+        step, values = self._waiting
+        self._waiting = None
+        values = {name: float(x) for name, x in jax.device_get(values).items()}
+        row = values.pop("skipped_in_a_row")
+        values |= {
+            "epoch": step / self._job.epoch,
+            **self._speed(step),
+            **peak_memory(),
+        }
+        self._writer.write(step, {k: v for k, v in values.items() if math.isfinite(v)})
+        if row:
+            self._bar.note(f"step {step}: loss or gradient not finite; skipped")
+        else:
+            self._bar.show(step, values, self._job.text(values))
+            for note in self._job.notes(step, values, self._writer.first):
+                self._bar.note(note)
+        if values.get("data_wait", 0.0) > STARVING and not self._starved:
+            self._starved = True  # said once
+            self._bar.note(
+                f"step {step}: the device waits {values['data_wait']:.0%} of the time"
+                f" for images; {self._feed.bottleneck()}"
+            )
+
+    def _speed(self, step):
+        """Returns images per second, and the share of the time spent waiting."""
+        now = (step, time.perf_counter(), self._feed.waited)
+        steps, seconds, waited = np.subtract(now, self._clock)
+        if not steps:
+            return {}
+        self._clock, seconds, self._paused = now, seconds - self._paused, 0.0
+        batch_size = self._job.config.data.batch_size
+        return {
+            "images_per_second": float(steps * batch_size / seconds),
+            "data_wait": float(waited / seconds),
+        }
+
+
+def peak_memory():
+    """Returns the most memory that a device has used so far, where that is counted."""
+    try:
+        stats = jax.local_devices()[0].memory_stats() or {}
+    except (NotImplementedError, RuntimeError):
+        return {}
+    used = stats.get("peak_bytes_in_use")
+    return {} if used is None else {"memory_peak_gb": used / 1e9}

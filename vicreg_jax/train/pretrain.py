@@ -1,0 +1,230 @@
+"""Pretraining: `run` does it from a config; the loop is the session's."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from vicreg_jax import config as configs
+from vicreg_jax import devices, fields, log, sharding, workdirs
+from vicreg_jax.config import Config
+from vicreg_jax.data import batches
+from vicreg_jax.methods import Method
+from vicreg_jax.run.session import Job, Session
+from vicreg_jax.state import TrainState
+from vicreg_jax.train import build, memory_estimate, not_finite, online
+from vicreg_jax.train.step import make_train_step
+
+__all__ = ["Trained", "run", "untrained"]
+
+AT_ONCE = 8  # steps of one dispatch
+
+
+class Trained(NamedTuple):
+    """What a run leaves behind: `encoder.apply(variables, images, train=False)`."""
+
+    encoder: nn.Module
+    variables: dict[str, Any]  # "params" and "batch_stats" of the encoder
+    state: TrainState
+
+
+def run(
+    config: Config | Mapping[str, Any],
+    workdir: str | os.PathLike,
+    *,
+    encoder: nn.Module | None = None,
+    method: Callable[..., Method] | None = None,
+    source: Any = None,
+    tx: optax.GradientTransformation | None = None,
+) -> Trained:
+    """Pretrains an encoder, or continues the run that the workdir holds.
+
+    Of several processes (`jax.distributed`) each calls it alike; the first writes.
+
+    Args:
+      config: a `Config` or a nested mapping of its fields.
+      workdir: a folder for config.json, metrics.jsonl, TensorBoard events and
+        checkpoints, created where needed; of several processes one that all see.
+      encoder: instead of config.model.encoder, any Linen module with
+        `module.apply(variables, images [n, h, w, c], train=bool)` -> [n, f].
+      method: instead of config.method, a subclass of `methods.Method`, or any function
+        (encoder, expander, weights) that returns such an object.
+      source: instead of config.data.name, training images: a `data.source.Source`,
+        such as `Arrays(images, labels)` with labels for what watches the run, or
+        anything with a length that an integer array indexes, `source[indices]` ->
+        uint8 [b, h, w, c].
+      tx: instead of config.optimizer, any optax transformation.
+
+    Raises:
+      Refusal: before anything compiles, what is impossible about the config, the data,
+        the devices or the workdir; in one line. It is a ValueError.
+      Diverged: loss or gradient stay not finite. The last checkpoint is good.
+      KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the state is saved.
+    """
+    job = Pretraining(configs.parse(config), encoder, method, source, tx)
+    start_wandb = log.wandb_starter(job.config.wandb)
+    workdir = workdirs.claim(workdir, job.config).absolute()
+
+    def wandb(workdir, config):
+        return start_wandb(workdir, fields.flat(config))
+
+    with Session(job, workdir, wandb=wandb if job.config.wandb else None) as session:
+        if session.finished:
+            if jax.process_index() == 0:
+                print(f"{workdir} has finished its {job.total} steps", file=sys.stderr)
+            state = session.state
+        else:
+            state = session.train()
+    return Trained(job.method.encoder, build.encoder_variables(state), state)
+
+
+class Pretraining(Job):
+    """A pretraining run, built from its config; refuses what cannot work.
+
+    Args: see `run`.
+    """
+
+    cure = "a lower optimizer.base_lr or model.dtype=float32"
+
+    def __init__(self, config, encoder, method, source, tx):
+        mesh = devices.mesh(config.data.batch_size)
+        self.method = build.method(config, encoder, method)
+        self.config = config = replace(config, **build.names(self.method, method))
+        width = build.check_encoder(self.method, config)
+        self.images, self.mesh = build.images(config, source), mesh
+        self._batches = batches.Batches(self.images, config, mesh)
+        online.check(self.images, config)
+        self._planner = build.planner(config, len(self.images))
+        self.epoch = self._planner.steps_per_epoch
+        self.total = config.epochs * self.epoch
+        self.log_steps = config.every.log_steps
+        self.checkpoint_steps = config.every.checkpoint_epochs * self.epoch
+        self.profile_step = config.every.profile_step
+        self.facts = {"examples": len(self.images)}
+        self._schedule = None
+        if tx is None:
+            self._schedule, tx = build.optimizer(config, self.epoch)
+        self._probe = self._neighbours = None
+        if config.evaluate.probe:
+            self._probe = online.Probe(
+                self.images, width=width, mesh=mesh, seed=config.seed
+            )
+        if config.evaluate.knn_epochs:
+            self._neighbours = online.nearest_neighbours(
+                self.method.encoder, self.images, config, mesh
+            )
+        init = build.initializer(self.method, tx, config)
+        self.like, places = build.shapes(init, mesh, sharded=config.optimizer.sharded)
+        self._init = jax.jit(init, out_shardings=places)
+        if self._probe:
+            self.like = self.like.replace(probe=self._probe.like)
+        canvas = self._batches.canvas
+        need = memory_estimate.estimate(
+            self.method, self.like, config, mesh.size, canvas=canvas
+        )
+        self.size = need.words
+        self.warning = memory_estimate.check(need, memory_estimate.limit())
+        # A CPU has nothing to gain from several at once, and compiles twice.
+        alone = jax.default_backend() == "cpu" or self._probe is not None
+        self.at_once = AT_ONCE if self._batches.held and not alone else 1
+        self._step_fns = {
+            count: make_train_step(
+                self.method,
+                tx,
+                mesh=mesh,
+                seed=config.seed,
+                render=lambda batch: self._batches.render(*batch),
+                batch_sharding=self._batches.sharding,
+                state_sharding=places,
+                steps=count,
+            )
+            for count in {1, self.at_once}
+        }
+        self._gather = jax.jit(tuple, out_shardings=sharding.whole(mesh))
+        self._statistics = jax.jit(self.method.statistics)
+        self._healthy = True
+
+    def init(self):
+        state = self._init()
+        return state.replace(probe=self._probe.init()) if self._probe else state
+
+    def make(self, span):
+        rows = sharding.rows(self.config.data.batch_size)
+        made = [self._batches.make(self._planner, step, rows) for step in span]
+        batch = made[0]
+        if len(made) > 1:
+            batch = jax.tree.map(lambda *x: np.stack(x, axis=1), *made)
+        labels = None
+        if self._probe:
+            labels = self._probe.labels(self._planner(span[0]).indices[rows])
+        return batch, labels
+
+    def step(self, state, batch, count):
+        batch, labels = batch
+        watch, state = state.probe, state.replace(probe=())  # no part of the training
+        state, values, outputs = self._step_fns[count](
+            state, (self._batches.resident(), batch)
+        )
+        if self._probe:
+            watch, seen = self._probe.step(watch, outputs.representations, labels)
+            values = values | seen
+        return state.replace(probe=watch), values, outputs
+
+    def measure(self, step, values, outputs):
+        # On one device: a singular value decomposition cannot be split.
+        first = [x.addressable_data(0) for x in self._gather(outputs)]
+        terms = {name: values[name] for name in self.method.weights}
+        terms = {name: x.addressable_data(0) for name, x in terms.items()}
+        found = self._statistics(*first, terms)
+        if self._schedule:
+            found["learning_rate"] = self._schedule(step - 1)
+        return found
+
+    def judged(self, step):
+        every = self.config.evaluate.knn_epochs * self.epoch
+        return bool(every) and step % every == 0
+
+    def judge(self, step, state):
+        return self._neighbours(build.encoder_variables(state))
+
+    def text(self, values):
+        terms = ", ".join(f"{name} {values[name]:.3g}" for name in self.method.weights)
+        return f"loss {values['loss']:.2f} = {terms}; std {values['embedding_std']:.2f}"
+
+    def notes(self, step, values, first):
+        # That of a skipped step lacks what was no number.
+        first = first if "embedding_std" in first else values
+        verdict = self.method.health(first, values, self.method.weights)
+        changed, self._healthy = verdict.healthy != self._healthy, verdict.healthy
+        if step != self.epoch and not changed:
+            return []
+        word = "healthy" if verdict.healthy else "NOT healthy"
+        return [f"health at step {step}: {word}: {verdict.reason}"]
+
+    def explain(self, workdir: Path, state, batch, step):
+        if jax.process_count() > 1:  # parts of the batch are elsewhere
+            return ""
+        batch, _ = batch
+        if np.ndim(batch.parameters.flip) > 2:  # of several steps
+            batch = jax.tree.map(lambda x: x[:, -1], batch)
+        path = workdir / f"not_finite_{step}.npz"
+        parameters = {k: np.asarray(v) for k, v in batch.parameters._asdict().items()}
+        indices = self._planner(step - 1).indices
+        np.savez(path, indices=indices, images=np.asarray(batch.images), **parameters)
+        views = self._batches.render(self._batches.resident(), batch)
+        where = not_finite.explain(self.method, state.params, state.others(), views)
+        return f"; first in {where}; {path} has the batch"
+
+
+def untrained(config: Config) -> dict[str, Any]:
+    """Returns the variables of the encoder before the first step of a run."""
+    method = build.method(config, None, None)
+    init = build.initializer(method, optax.identity(), config)
+    return build.encoder_variables(jax.jit(init)())
