@@ -63,7 +63,7 @@ def test_labels_of_another_form_are_refused():
             Arrays(IMAGES, labels)
 
 
-def rendered(source, count, **change):
+def rendered(source, count):
     data = dict(batch_size=8, image_size=6, views=count, mean=[0.5], std=[0.5])
     config = configs.parse(dict(data=data))
     made = batches.Batches(source, config, sharding.data_mesh())
@@ -76,7 +76,8 @@ def rendered(source, count, **change):
 def test_images_that_devices_hold_are_seen_like_those_that_are_sent():
     (held, a), (whole, b) = (rendered(as_source(x), 2) for x in (IMAGES, Lazy()))
     assert (held, whole) == ("held", "whole") and a.shape == (8, 2, 6, 6, 1)
-    np.testing.assert_array_equal(a, b)
+    # Computed on eight devices and on one, which round differently.
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("given", [IMAGES, Lazy()], ids=["held", "whole"])
