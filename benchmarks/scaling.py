@@ -26,6 +26,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import NamedTuple
@@ -38,9 +39,8 @@ from jax.sharding import Mesh, PartitionSpec  # noqa: E402
 
 from benchmarks.collectives import collectives, wire_bytes  # noqa: E402
 from benchmarks.machine import processor  # noqa: E402
-from configs import imagenet  # noqa: E402
 from vicreg_jax import config as configs  # noqa: E402
-from vicreg_jax import losses, sharding  # noqa: E402
+from vicreg_jax import losses, recipes, sharding  # noqa: E402
 from vicreg_jax.train import build  # noqa: E402
 from vicreg_jax.train.step import make_train_step  # noqa: E402
 
@@ -176,9 +176,8 @@ def step_program(config: configs.Config, mesh: Mesh) -> jax.stages.Compiled:
 
 
 def recipe(batch_size: int) -> configs.Config:
-    given = imagenet.get_config()
-    given.data.update(path="unread", batch_size=batch_size)
-    return configs.parse(given)
+    config = recipes.read("imagenet").config
+    return replace(config, data=replace(config.data, batch_size=batch_size))
 
 
 def on_virtual_devices() -> list[dict]:

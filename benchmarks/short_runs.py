@@ -14,12 +14,13 @@ import json
 import platform
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from vicreg_jax import checkpoint, config, evaluate, train
+from vicreg_jax import config, evaluate, loading, train
 from vicreg_jax.data import sources
 from vicreg_jax.data.folder import open_folder
 from vicreg_jax.data.source import Arrays
@@ -64,16 +65,13 @@ def run(name, path, splits, overrides, out):
     command += [*flags, f"--workdir={workdir}", f"--config.data.path={path}"]
     subprocess.run(command, check=True)
     parsed = config.parse(json.loads((workdir / "config.json").read_text()))
-    encoder, trained = checkpoint.load_encoder(workdir)
     (bank, labels), (asked, answers) = ((x.array, x.labels) for x in splits)
     features = {"raw pixels": lambda images: images.reshape(len(images), -1) / 255.0}
-    for row, variables in (
+    for row, encoder in (
         ("untrained encoder", train.untrained(parsed)),
-        ("VICReg", trained),
+        ("VICReg", loading.load(workdir)),
     ):
-        features[row] = lambda images, v=variables: evaluate.encode(
-            encoder, v, images, parsed.data
-        )
+        features[row] = partial(evaluate.encode, encoder)
     accuracies = {
         row: knn(make(bank), labels, make(asked), answers)
         for row, make in features.items()

@@ -18,19 +18,12 @@ from configs import imagenet
 
 def get_config(policy="solo_learn_cifar"):
     c = imagenet.get_config(policy)
-    c.data.name = "tfds"
-    c.data.dataset = "cifar10"
-    c.data.batch_size = 256
-    c.data.image_size = 32
+    c.data = dict(name="tfds", dataset="cifar10", batch_size=256, image_size=32)
     c.data.mean = (0.4914, 0.4822, 0.4465)
     c.data.std = (0.247, 0.2435, 0.2616)
-    c.model.encoder = "resnet18"
-    c.model.stem = "cifar"
-    c.model.expander = (2048, 2048, 2048)
-    c.optimizer.base_lr = 0.3
-    c.optimizer.weight_decay = 1e-4
-    c.optimizer.trust_coefficient = 0.02
-    c.optimizer.clip = True
-    c.every.checkpoint_epochs = 10
-    c.evaluate.draws = 20
+    c.model.update(encoder="resnet18", stem="cifar", expander=(2048, 2048, 2048))
+    c.optimizer = dict(base_lr=0.3, weight_decay=1e-4)
+    c.optimizer.update(trust_coefficient=0.02, clip=True)
+    c.every = dict(checkpoint_epochs=10)
+    c.evaluate = dict(draws=20)
     return c

@@ -19,10 +19,7 @@ from configs import cifar10
 
 def get_config(policy="solo_learn_cifar"):
     c = cifar10.get_config(policy)
-    c.model.stem = "solo_learn"
-    c.model.zero_init_residual = False
-    c.model.expander_bias = True
-    c.loss.variance = 50.0
-    c.optimizer.warmup_start = 3e-5
-    c.optimizer.end_scale = 0.0
+    c.model.update(stem="solo_learn", zero_init_residual=False, expander_bias=True)
+    c.loss = dict(variance=50.0)
+    c.optimizer.update(warmup_start=3e-5, end_scale=0.0)
     return c

@@ -19,8 +19,4 @@ import ml_collections
 def get_config():
     c = ml_collections.ConfigDict()
     c.task = "export"
-    c.checkpoint = ""
-    c.seed = 0
-
-    c.export = dict(formats=("safetensors", "stablehlo"), image_size=0, hub="")
     return c

@@ -11,10 +11,8 @@ from configs import imagenet
 
 def get_config():
     c = imagenet.get_config()
-    c.data.name = "fake"
-    c.data.batch_size = 256
     c.epochs = 20
-    c.optimizer.warmup_epochs = 2.0
-    c.every.log_steps = 20
-    c.every.checkpoint_epochs = 20
+    c.data.update(name="fake", batch_size=256)
+    c.optimizer = dict(warmup_epochs=2.0)
+    c.every = dict(log_steps=20, checkpoint_epochs=20)
     return c

@@ -15,12 +15,9 @@ from configs import imagenet
 def get_config(policy="official"):
     c = imagenet.get_config(policy)
     c.epochs = 200
-    c.data.batch_size = 256
-    c.data.image_size = 128
+    c.data.update(batch_size=256, image_size=128)
     c.augment.crop_scale = (0.2, 1.0)
-    c.model.encoder = "resnet18"
-    c.model.expander = (2048, 2048, 2048)
-    c.optimizer.base_lr = 0.5
-    c.optimizer.weight_decay = 1e-4
-    c.every.log_steps = 20
+    c.model.update(encoder="resnet18", expander=(2048, 2048, 2048))
+    c.optimizer = dict(base_lr=0.5, weight_decay=1e-4)
+    c.every = dict(log_steps=20)
     return c

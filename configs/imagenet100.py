@@ -15,12 +15,7 @@ from configs import cifar10_sololearn
 def get_config(policy="solo_learn"):
     c = cifar10_sololearn.get_config(policy)
     c.epochs = 400
-    c.data.name = "folder"
-    c.data.dataset = ""
-    c.data.image_size = 224
-    c.data.mean = (0.485, 0.456, 0.406)
-    c.data.std = (0.229, 0.224, 0.225)
+    c.data = dict(name="folder", batch_size=256)
     c.model.stem = "imagenet"
-    c.every.checkpoint_epochs = 1
-    c.evaluate.draws = 0
+    del c.every, c.evaluate  # what small images allow
     return c

@@ -21,5 +21,5 @@ def get_config(batch_size="2048"):
     c = imagenet.get_config()
     c.epochs = 100
     c.data.batch_size = int(batch_size)
-    c.optimizer.base_lr = BASE_LR[int(batch_size)]
+    c.optimizer = dict(base_lr=BASE_LR[int(batch_size)])
     return c

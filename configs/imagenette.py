@@ -15,15 +15,9 @@ from configs import imagenet
 def get_config(policy="paper"):
     c = imagenet.get_config(policy)
     c.epochs = 800
-    c.data.name = "tfds"
-    c.data.dataset = "imagenette/160px-v2"
-    c.data.batch_size = 256
-    c.data.image_size = 128
-    c.model.encoder = "resnet18"
-    c.model.expander = (2048, 2048, 2048)
-    c.optimizer.base_lr = 0.3
-    c.optimizer.weight_decay = 1e-4
-    c.optimizer.warmup_epochs = 40.0
-    c.every.log_steps = 36
-    c.every.checkpoint_epochs = 10
+    c.data = dict(name="tfds", dataset="imagenette/160px-v2")
+    c.data.update(batch_size=256, image_size=128)
+    c.model.update(encoder="resnet18", expander=(2048, 2048, 2048))
+    c.optimizer = dict(base_lr=0.3, weight_decay=1e-4, warmup_epochs=40.0)
+    c.every = dict(log_steps=36, checkpoint_epochs=10)
     return c

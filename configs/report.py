@@ -15,5 +15,4 @@ import ml_collections
 def get_config():
     c = ml_collections.ConfigDict()
     c.task = "report"
-    c.seed = 0
     return c

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_main import environment
 
-from vicreg_jax import checkpoint, sharding, train
+from vicreg_jax import loading, processes, sharding, train
 from vicreg_jax.checkpoint import Checkpoints
 
 
@@ -58,7 +58,7 @@ def test_an_empty_folder_has_nothing_to_restore(tmp_path):
     checkpoints = Checkpoints(tmp_path / "new")
     assert checkpoints.restore(tree()) is None and checkpoints.steps() == []
     assert checkpoints.best() is None
-    assert not checkpoints.preempted(1)  # there is no jax.distributed
+    assert not processes.preempted()  # there is no jax.distributed
 
 
 def test_a_saved_step_is_not_written_again(tmp_path):
@@ -164,7 +164,7 @@ PROCESS = """if True:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, own)
     from pathlib import Path
-    from vicreg_jax import sharding, store
+    from vicreg_jax import processes, sharding, store
     from vicreg_jax.checkpoint import Checkpoints
 
     mesh = sharding.data_mesh()
@@ -184,10 +184,18 @@ PROCESS = """if True:
             for name in ("a", "half") for shard in state[name].addressable_shards
         ) and state["key"].sharding == places["key"]
 
+    keys, wait = [], store._Barrier.__call__
+    def remembered(self, *, key, timeout_ms):
+        keys.append(key)
+        wait(self, key=key, timeout_ms=timeout_ms)
+    store._Barrier.__call__ = remembered
     first = Checkpoints(folder, facts=dict(examples=7))
     for step in (1, 2):
         first.save(step, make(step), score=1 / step)
     first.close()
+    store._Barrier.__call__ = wait
+    names = "set_value_start", "set_value_end", "async_commit_complete"
+    found = [name for key in keys for name in names if name in key]
     if own == 0:
         # Half of the array that is spread over the processes lies in these.
         files = Path(folder, "2", "state", "ocdbt.process_1").rglob("*")
@@ -198,7 +206,7 @@ PROCESS = """if True:
     multihost_utils.sync_global_devices("damaged")
     second = Checkpoints(folder, facts=dict(examples=7))
     step, state = second.restore(make(1))
-    said = dict(step=step, equal=equal(state, step), best=second.best())
+    said = dict(step=step, equal=equal(state, step), best=second.best(), barriers=found)
 
     second.save(2, make(5))
     second.save(3, make(6))
@@ -212,7 +220,7 @@ PROCESS = """if True:
     said |= dict(again=step, also_equal=equal(state, 5), note=second.note)
 
     for step in range(5, 100_000, 5):
-        if second.preempted(step):
+        if processes.preempted():
             break
         if own == 1 and step == 50:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -237,6 +245,13 @@ def test_two_processes_agree_on_what_they_restore_and_when_they_stop(tmp_path, m
     one, other = (json.loads(out.splitlines()[-1]) for out, _ in ended)
     assert one == other
     assert one["step"] == 1 and one["equal"] and one["best"] == 1
+    # What store._Barrier goes by, of each of two saves, as Orbax names it today.
+    begin_or_end = ["set_value_start", "set_value_end"]
+    assert one["barriers"] == 2 * [
+        *begin_or_end,
+        "async_commit_complete",
+        *begin_or_end,
+    ]
     assert one["again"] == 2 and one["also_equal"] and one["note"] == ""
     assert "step 3: the network is down" in ended[0][1]  # which process 1 met
     damaged = {path.name for path in tmp_path.glob("damaged_*")}
@@ -269,13 +284,16 @@ def pictures():
 
 def test_the_encoder_of_a_run_is_loaded_as_it_was_trained(tmp_path):
     trained = train.run(RUN, tmp_path, source=pictures())
-    module, variables = checkpoint.load_encoder(tmp_path)
-    chex.assert_trees_all_equal(variables, jax.device_get(trained.variables))
+    loaded = loading.load(tmp_path)
+    want = trained.encoder
+    chex.assert_trees_all_equal(loaded.variables, jax.device_get(want.variables))
+    chex.assert_trees_all_equal(loaded.expander, jax.device_get(want.expander))
+    assert loaded.module == want.module
+    for name in ("mean", "std", "image_size", "config", "step"):
+        assert getattr(loaded, name) == getattr(want, name) is not None
     images = jnp.ones((2, 8, 8, 3))
-    np.testing.assert_array_equal(
-        module.apply(variables, images, train=False),
-        trained.encoder.apply(trained.variables, images, train=False),
-    )
+    np.testing.assert_array_equal(loaded.apply(images), want.apply(images))
+    np.testing.assert_array_equal(loaded(pictures()), want(pictures()))
 
 
 def test_an_encoder_of_the_users_own_is_loaded_when_it_is_given(tmp_path):
@@ -285,17 +303,16 @@ def test_an_encoder_of_the_users_own_is_loaded_when_it_is_given(tmp_path):
             return nn.Dense(12)(x.reshape(len(x), -1))
 
     trained = train.run(RUN, tmp_path, encoder=Linear(), source=pictures())
-    _, variables = checkpoint.load_encoder(tmp_path, encoder=Linear())
-    chex.assert_trees_all_equal(
-        variables["params"], jax.device_get(trained.variables["params"])
-    )
+    loaded = loading.load(tmp_path, encoder=Linear())
+    want = jax.device_get(trained.encoder.variables)
+    chex.assert_trees_all_equal(loaded.variables["params"], want["params"])
     with pytest.raises(ValueError, match="is of something else: it has no batch_stats"):
-        checkpoint.load_encoder(tmp_path)
+        loading.load(tmp_path)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no run: there is no config.json"):
-        checkpoint.load_encoder(tmp_path)
+        loading.load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="has no checkpoint yet"):
-        checkpoint.load_encoder(tmp_path)
+        loading.load(tmp_path)

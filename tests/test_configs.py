@@ -1,27 +1,26 @@
 """The recipes that ship: each has the shapes of a run, and each family takes a step."""
 
-import importlib
-from pathlib import Path
+from dataclasses import asdict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from vicreg_jax import config as configs
-from vicreg_jax import sharding, train
+from vicreg_jax import recipes, sharding, train
 from vicreg_jax.data import batches, plan, views
 from vicreg_jax.data.source import Arrays
+from vicreg_jax.refusals import Refusal
 from vicreg_jax.train import build
 
-NAMES = sorted(
-    {p.stem for p in Path(__file__).parents[1].glob("configs/*.py")}
-    - {"export", "report"}
-)
+NAMES = [x for x in recipes.names() if "/" not in x and x not in ("export", "report")]
 
 
 def recipe(which, **data):
-    given = importlib.import_module(f"configs.{which}").get_config()
+    """All fields of a recipe, to be changed."""
+    given = ConfigDict(asdict(recipes.read(which).config))
     given.data.update(data)
     if given.data.name in configs.NEEDS_PATH:
         given.data.path = "somewhere"  # the user's
@@ -102,15 +101,15 @@ def test_a_shrunk_recipe_takes_steps(name, tmp_path):
 
 @pytest.mark.parametrize(("batch", "rate"), [("128", 0.8), ("512", 0.4), ("2048", 0.3)])
 def test_the_ablation_recipe_has_the_papers_rate_for_each_batch(batch, rate):
-    given = importlib.import_module("configs.imagenet_100ep").get_config(batch)
+    given = recipes.read(f"imagenet_100ep:{batch}").config
     assert given.data.batch_size == int(batch) and given.optimizer.base_lr == rate
 
 
 @pytest.mark.parametrize("name", ["imagenet", "folder", "cifar10", "imagenet_100ep"])
 def test_an_unknown_variant_is_refused_with_the_known_ones(name):
     known = "there are {128" if "100ep" in name else "there are official, paper, solo"
-    with pytest.raises(ValueError, match=known):
-        importlib.import_module(f"configs.{name}").get_config("other")
+    with pytest.raises(Refusal, match=f"^--config={name}:other: no .*{known}"):
+        recipes.read(f"{name}:other")
 
 
 # blur and solarize of both views, least share of the crop: official in the authors'
@@ -125,11 +124,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("policy", PUBLISHED)
 def test_a_policy_is_the_published_one(policy):
-    module = importlib.import_module("configs.imagenet")
-    assert set(module.POLICIES) == set(PUBLISHED)
-    given = module.get_config(policy)
-    given.data.path = "somewhere"
-    config = configs.parse(given)
+    config = configs.parse(recipe(f"imagenet:{policy}"))
     blur, solarize, least = PUBLISHED[policy]
     first, second = batches.policies(config)
     assert ((first.blur, second.blur), (first.solarize, second.solarize)) == (
@@ -147,9 +142,14 @@ def test_a_policy_is_the_published_one(policy):
     )
 
 
+def test_there_are_no_other_policies():
+    with pytest.raises(Refusal, match=f"there are {', '.join(PUBLISHED)};"):
+        recipes.read("imagenet:other")
+
+
 def test_imagenet_is_the_published_recipe():
     c = configs.parse(recipe("imagenet"))
     assert (c.epochs, c.data.batch_size, c.optimizer.base_lr) == (1000, 2048, 0.2)
     assert c.model.expander == (8192, 8192, 8192)
-    assert vars(c.augment) == dict(recipe("imagenet_resnet50x2").augment)
+    assert c.augment == recipes.read("imagenet_resnet50x2").config.augment
     assert batches.policies(c)[0].blur == 1.0  # "official"

@@ -14,7 +14,7 @@ import pytest
 from test_checkpoint import RUN, pictures, saved, tree
 from test_main import DIGITS, TINY, environment
 
-from vicreg_jax import checkpoint, checksums, store, train
+from vicreg_jax import checksums, loading, store, train
 from vicreg_jax.checkpoint import Checkpoints
 
 HARMLESS = ("commit_success.txt", "_CHECKPOINT_METADATA")  # Orbax restores without
@@ -135,6 +135,23 @@ def test_a_record_of_other_content_is_found(tmp_path):
         Checkpoints(tmp_path).restore(tree())
 
 
+def test_a_copy_under_the_name_of_another_step_is_passed_over(tmp_path, caplog):
+    saved(tmp_path, 1, 2)
+    shutil.copytree(tmp_path / "2", tmp_path / "5")
+    step, state = Checkpoints(tmp_path).restore(tree())
+    assert "step 5: record.json is that of step 2" in caplog.text
+    assert step == 2 and names(tmp_path) == ["1", "2", "damaged_5"]
+    chex.assert_trees_all_equal(state, tree(2))
+
+
+def test_a_record_of_old_that_does_not_say_its_step_is_read(tmp_path):
+    saved(tmp_path, 1)
+    record = checksums.read(tmp_path / "1")
+    assert record.pop("step") == 1
+    checksums.write(tmp_path / "1", record)
+    assert Checkpoints(tmp_path).restore(tree())[0] == 1
+
+
 def test_damage_to_other_parts_is_found_where_a_part_is_restored(tmp_path):
     saved(tmp_path, 1, 2)
     damage(tmp_path / "2")
@@ -183,10 +200,9 @@ def test_reading_only_touches_nothing(tmp_path):
 
 
 def test_what_a_killed_save_left_is_cleaned_or_passed_over(tmp_path, caplog):
-    saved(tmp_path, 1, 2)
-    shutil.copytree(tmp_path / "2", tmp_path / "3.orbax-checkpoint-tmp")
-    shutil.copytree(tmp_path / "2", tmp_path / "3")  # renamed in part
-    shutil.rmtree(tmp_path / "3" / "state" / "d")
+    saved(tmp_path, 1, 2, 3)
+    shutil.copytree(tmp_path / "2", tmp_path / "4.orbax-checkpoint-tmp")
+    shutil.rmtree(tmp_path / "3" / "state" / "d")  # renamed in part
     (tmp_path / "4").mkdir()
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.restore(tree())[0] == 2
@@ -347,7 +363,7 @@ def test_a_run_on_a_full_disk_ends_with_one_line_and_its_last_checkpoint(tmp_pat
     assert "the checkpoint of step 28 could not be written to" in failed[0]
     assert failed[0].endswith("that of step 14 is whole")
     shutil.copytree(kept, workdir / "checkpoints", dirs_exist_ok=True)
-    assert checkpoint.load(workdir).step == 14
+    assert loading.load(workdir).step == 14
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

@@ -13,7 +13,8 @@ import pytest
 from test_launchers import TPU, by_hand, mpirun
 from test_main import environment
 
-from vicreg_jax import distributed
+from vicreg_jax import devices, distributed, launchers
+from vicreg_jax.refusals import Refusal
 
 # Joins, adds over all devices of all processes, and says what it saw.
 PROGRAM = """if True:
@@ -72,7 +73,13 @@ def run(*environments, **options):
         return [(p.returncode, *e) for p, e in zip(running, ended, strict=True)]
 
 
-def test_nvidia_smi_is_counted(tmp_path, monkeypatch):
+def test_the_gpus_of_nvidia_smi_are_to_be_used(tmp_path, monkeypatch):
+    devices.check_gpus()  # on a CPU there is nothing to check
+    asked = []
+    monkeypatch.setattr(devices, "_backend", lambda: "gpu")
+    monkeypatch.setattr(
+        launchers, "idle_gpus", lambda _, used, present: asked.append(present)
+    )
     smi = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for lines, status, expected in (
@@ -82,8 +89,11 @@ def test_nvidia_smi_is_counted(tmp_path, monkeypatch):
     ):
         smi.write_text(f"#!/bin/sh\necho '{lines}'\nexit {status}\n")
         smi.chmod(0o755)
-        assert distributed._gpus_present() == expected
-    distributed.check_devices()  # on a CPU there is nothing to check
+        devices.check_gpus()
+        assert asked.pop() == expected
+    monkeypatch.setattr(launchers, "idle_gpus", lambda *_, **__: "some are idle")
+    with pytest.raises(Refusal, match="some are idle"):
+        devices.check_gpus()
 
 
 def test_two_processes_join_by_plain_variables():

@@ -14,6 +14,7 @@ from vicreg_jax.data.source import Arrays, Splits
 from vicreg_jax.evaluate import probes
 from vicreg_jax.evaluate.features import encode
 from vicreg_jax.evaluate.probes import Accuracy
+from vicreg_jax.weights import Encoder
 
 CONFIG = configs.parse(
     dict(
@@ -27,6 +28,9 @@ class Flatten(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
         return x.reshape(len(x), -1)
+
+
+ENCODERS = {"VICReg": Encoder(Flatten(), {}, mean=(0.5,), std=(0.25,), image_size=6)}
 
 
 def splits(n=60, size=6):
@@ -44,7 +48,7 @@ def splits(n=60, size=6):
 
 def test_encoding_pads_the_last_batch_and_normalizes():
     images = splits(n=600).train.array
-    got = encode(Flatten(), {}, images, CONFIG.data)
+    got = encode(ENCODERS["VICReg"], images)
     want = (images / 255 - 0.5) / 0.25
     # Float32 resizing with weights of 0 and 1.
     np.testing.assert_allclose(got, want.reshape(len(images), -1), atol=1e-5)
@@ -52,7 +56,7 @@ def test_encoding_pads_the_last_batch_and_normalizes():
 
 def test_nearest_neighbour_agrees_with_scikit_learn():
     train, test = splits()
-    table = evaluate.few_labels(splits(), Flatten(), {"VICReg": {}}, CONFIG)
+    table = evaluate.few_labels(splits(), ENCODERS, CONFIG)
     a, b = (x.array.reshape(len(x), -1) / 255 for x in (train, test))
     a, b = a - a.mean(0), b - a.mean(0)
     model = KNeighborsClassifier(1, metric="cosine").fit(a, train.labels)
@@ -63,7 +67,7 @@ def test_nearest_neighbour_agrees_with_scikit_learn():
 
 def test_every_row_uses_the_same_draws():
     # This encoder returns normalized pixels: as centred cosines, the pixels themselves.
-    table = evaluate.few_labels(splits(), Flatten(), {"VICReg": {}}, CONFIG)
+    table = evaluate.few_labels(splits(), ENCODERS, CONFIG)
     rows = {r[:3]: r.draws for r in table}
     for probe in ("1-NN", "linear"):
         for n in (1, 3, 0):
@@ -121,12 +125,12 @@ def test_a_constant_feature_does_no_harm():
     data = splits()
     for part in data:
         part.array[:, 0, 0] = 7
-    table = evaluate.few_labels(data, Flatten(), {"VICReg": {}}, CONFIG)
+    table = evaluate.few_labels(data, ENCODERS, CONFIG)
     assert all(np.isfinite(r.draws).all() for r in table)
 
 
 def test_the_table_is_saved_and_shown(tmp_path, capsys):
-    table = evaluate.few_labels(splits(), Flatten(), {"VICReg": {}}, CONFIG)
+    table = evaluate.few_labels(splits(), ENCODERS, CONFIG)
     evaluate.save(table, tmp_path / "t.json")
     saved = json.loads((tmp_path / "t.json").read_text())
     assert saved[0] == table[0]._asdict()
@@ -138,11 +142,11 @@ def test_the_table_is_saved_and_shown(tmp_path, capsys):
 def test_more_labels_than_a_class_has_are_refused():
     config = configs.parse(dict(evaluate=dict(labels_per_class=(11,), draws=1)))
     with pytest.raises(ValueError, match="asks for 11; a class has only 10"):
-        evaluate.few_labels(splits(), Flatten(), {}, config)
+        evaluate.few_labels(splits(), {}, config)
 
 
 def test_data_without_labels_is_refused():
     train, test = splits()
     for bad in (Splits(train, None), Splits(Arrays(train.array, None), test)):
         with pytest.raises(ValueError, match="set config.evaluate.draws=0"):
-            evaluate.few_labels(bad, Flatten(), {}, CONFIG)
+            evaluate.few_labels(bad, {}, CONFIG)

@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+from dataclasses import replace
 from math import prod
 
 import chex
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from vicreg_jax import checkpoint, config, export, models, weights
-from vicreg_jax.checkpoint import Loaded
+from vicreg_jax import config, export, loading, models, weights
+from vicreg_jax.weights import Encoder
 
 MEAN, STD = config.Data().mean, config.Data().std
 NO_TORCH = "PyTorch (the extra torch) is not installed"
@@ -46,17 +47,24 @@ def encoder(module, *, size=32, run=None):
     shapes = weights.flatten(weights.abstract(module, size=size, channels=3))
     variables = {name: draw(name, like) for name, like in shapes.items()}
     variables = unflatten_dict(variables, sep="/")
-    return Loaded(module, variables, None, run, 12, "runs/mine", MEAN, STD)
+    return Encoder(
+        module,
+        variables,
+        mean=MEAN,
+        std=STD,
+        image_size=size,
+        config=run,
+        step=12,
+        source="runs/mine",
+    )
 
 
 def digits(**options):
     return encoder(models.create("digits", **options), size=8)
 
 
-def written(loaded, folder, *formats, size=32):
-    return export.write(
-        loaded, folder, formats=formats, image_size=size, mean=MEAN, std=STD
-    )
+def written(given, folder, *formats, size=32):
+    return export.write(replace(given, image_size=size), folder, formats=formats)
 
 
 def images(n, size):
@@ -92,7 +100,7 @@ def test_safetensors_come_back_bit_for_bit(tmp_path, module, size):
     paths = written(given, tmp_path / "out", "safetensors", size=size)
     assert paths == {"safetensors": tmp_path / "out" / "encoder.safetensors"}
     for path in (tmp_path / "out", paths["safetensors"]):
-        loaded = checkpoint.load(path)
+        loaded = loading.load(path)
         chex.assert_trees_all_equal(loaded.variables, given.variables)
         chex.assert_trees_all_equal_dtypes(loaded.variables, given.variables)
         assert loaded.module == module
@@ -103,11 +111,11 @@ def test_safetensors_come_back_bit_for_bit(tmp_path, module, size):
 def test_a_module_of_the_users_own_comes_back_when_it_is_given(tmp_path):
     given = encoder(Flat(), size=8)
     written(given, tmp_path, "safetensors", size=8)
-    loaded = checkpoint.load(tmp_path, encoder=Flat())
+    loaded = loading.load(tmp_path, encoder=Flat())
     chex.assert_trees_all_equal(loaded.variables, given.variables)
     chex.assert_trees_all_equal_dtypes(loaded.variables, given.variables)
     with pytest.raises(ValueError, match="Give the module: encoder="):
-        checkpoint.load(tmp_path)
+        loading.load(tmp_path)
 
 
 def test_the_description_tells_how_to_use_the_files(tmp_path):
@@ -115,7 +123,7 @@ def test_the_description_tells_how_to_use_the_files(tmp_path):
     written(given, tmp_path, "safetensors")
     about = json.loads((tmp_path / "encoder.json").read_text())
     name = {"name": "resnet18", "width": 1, "stem": "cifar", "dtype": "float32"}
-    assert about["module"] == name
+    assert about["module"] == name | {"zero_init_residual": True}
     assert (about["image_size"], about["mean"]) == (32, list(MEAN))
     assert (about["source"], about["step"], about["config"]) == ("runs/mine", 12, None)
 
@@ -126,9 +134,19 @@ def test_a_config_of_another_version_does_not_bar_the_weights(tmp_path):
     about = json.loads((tmp_path / "encoder.json").read_text())
     about["config"] = {"a_field_of_the_future": 1}
     (tmp_path / "encoder.json").write_text(json.dumps(about))
-    loaded = checkpoint.load(tmp_path)
+    loaded = loading.load(tmp_path)
     assert loaded.config is None
     chex.assert_trees_all_equal(loaded.variables, given.variables)
+
+
+def test_the_module_is_read_as_an_earlier_version_wrote_it(tmp_path):
+    given = digits()
+    written(given, tmp_path, "safetensors", size=8)
+    about = json.loads((tmp_path / "encoder.json").read_text())
+    about["module"] = {"name": "digits", "width": 1, "stem": "imagenet"}
+    about["module"]["dtype"] = "float32"
+    (tmp_path / "encoder.json").write_text(json.dumps(about))
+    assert loading.load(tmp_path).module == given.module
 
 
 def test_a_file_that_is_not_the_one_described_is_refused(tmp_path):
@@ -137,7 +155,7 @@ def test_a_file_that_is_not_the_one_described_is_refused(tmp_path):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is not the file that encoder.json beside"):
-        checkpoint.load(tmp_path)
+        loading.load(tmp_path)
 
 
 def test_a_description_of_another_format_is_refused(tmp_path):
@@ -146,16 +164,16 @@ def test_a_description_of_another_format_is_refused(tmp_path):
     about = json.loads(path.read_text())
     path.write_text(json.dumps(about | {"format": "vicreg_jax encoder 2"}))
     with pytest.raises(ValueError, match="format 'vicreg_jax encoder 2'; this version"):
-        checkpoint.load(tmp_path)
+        loading.load(tmp_path)
     path.write_text("{")
     with pytest.raises(ValueError, match="encoder.json is no JSON"):
-        checkpoint.load(tmp_path)
+        loading.load(tmp_path)
 
 
 def test_an_export_without_weights_is_not_read_back(tmp_path):
     written(digits(), tmp_path, "stablehlo", size=8)
     with pytest.raises(FileNotFoundError, match="holds only encoder.stablehlo, which"):
-        checkpoint.load(tmp_path)
+        loading.load(tmp_path)
 
 
 # PyTorch and Detectron2, by plain torch.nn.functional
@@ -232,7 +250,7 @@ def test_the_pytorch_file_gives_pytorch_the_same_features(
     stem = options.get("stem", "imagenet")
     got = residual_network(tensors, nchw(x), stem=stem).mean((2, 3)).numpy()
     assert_agree(got, features(given, x))
-    loaded = checkpoint.load(tmp_path)  # with the stem that its shapes do not tell
+    loaded = loading.load(tmp_path)  # with the stem that its shapes do not tell
     assert loaded.module == given.module
     chex.assert_trees_all_equal(loaded.variables, given.variables)
 

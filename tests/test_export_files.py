@@ -1,13 +1,15 @@
 """Files for others: complete or absent, nobody's overwritten; what is refused."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import chex
 import pytest
 from test_export import MEAN, STD, digits, images, written
 
-from vicreg_jax import checkpoint, export, models
-from vicreg_jax.checkpoint import Loaded
+from vicreg_jax import export, loading, models
+from vicreg_jax.weights import Encoder
 
 
 def test_a_failure_while_writing_leaves_everything_as_it_was(tmp_path, monkeypatch):
@@ -31,7 +33,7 @@ def test_an_earlier_export_is_replaced(tmp_path):
     other = digits()
     other.variables["params"]["conv1"]["kernel"] += 1
     written(other, tmp_path, "safetensors", size=8)
-    chex.assert_trees_all_equal(checkpoint.load(tmp_path).variables, other.variables)
+    chex.assert_trees_all_equal(loading.load(tmp_path).variables, other.variables)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"encoder.safetensors", "encoder.json"}
 
@@ -83,7 +85,7 @@ def test_formats_without_a_counterpart_are_refused(tmp_path, module, formats, ex
         "cifar": models.create("resnet18", stem="cifar"),
         "resnet200": models.create("resnet200"),
     }[module]
-    given = Loaded(module, {}, None, None, None, "", MEAN, STD)
+    given = Encoder(module, {}, mean=MEAN, std=STD)
     with pytest.raises(ValueError, match=expected):
         written(given, tmp_path / "out", *formats)
     assert not (tmp_path / "out").exists()
@@ -91,10 +93,12 @@ def test_formats_without_a_counterpart_are_refused(tmp_path, module, formats, ex
 
 def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):
     given = digits()
-    options = dict(formats=["safetensors"], image_size=8, mean=MEAN, std=STD)
+    options = dict(formats=["safetensors"])
     for wrong in (dict(image_size=0), dict(mean=(0.5,)), dict(std=(1, 0, 1))):
         with pytest.raises(ValueError, match="expected image_size >= 1 and one mean"):
-            export.write(given, tmp_path / "out", **options | wrong)
+            replace(given, **wrong)
+    with pytest.raises(ValueError, match="does not say of which size.*export.image_si"):
+        export.write(replace(given, image_size=None), tmp_path / "out", **options)
     del given.variables["params"]["conv2"]
     with pytest.raises(ValueError, match="1 missing: params/conv2/kernel"):
         export.write(given, tmp_path / "out", **options)
@@ -105,11 +109,15 @@ def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, command",
-    [("safetensors", '"safetensors"'), ("torch", r'"vicreg_jax\[torch\]"')],
+    "name, command, written_as",
+    [
+        ("safetensors", '"safetensors"', "safetensors"),
+        ("torch", r'"vicreg_jax\[torch\]"', "torch"),
+        ("flatbuffers", '"flatbuffers"', "stablehlo"),
+    ],
 )
-def test_a_missing_package_is_named(tmp_path, monkeypatch, name, command):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    given = Loaded(models.create("resnet18"), {}, None, None, None, "", MEAN, STD)
+def test_a_missing_package_is_named(tmp_path, monkeypatch, name, command, written_as):
+    monkeypatch.setitem(sys.modules, name, None)
+    given = Encoder(models.create("resnet18"), {}, mean=MEAN, std=STD)
     with pytest.raises(ModuleNotFoundError, match=f"needs {name}, .*install {command}"):
-        written(given, tmp_path / "out", name)
+        written(given, tmp_path / "out", written_as)

@@ -1,5 +1,7 @@
 """Features of whole images: those of the encoder, in files that are whole or absent."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from vicreg_jax.config import Data
 from vicreg_jax.data.folder import open_folder
 from vicreg_jax.data.source import Arrays
 from vicreg_jax.evaluate import features
+from vicreg_jax.weights import Encoder
 
 DATA = Data(name="arrays", image_size=6, mean=(0.5,), std=(0.25,))
 
@@ -30,6 +33,10 @@ def examples(n=21):
 @pytest.fixture(scope="module")
 def variables():
     return Projected().init(jax.random.key(0), np.zeros((1, 6, 6, 1)), train=False)
+
+
+def encoder(variables):
+    return Encoder(Projected(), variables, mean=DATA.mean, std=DATA.std, image_size=6)
 
 
 def apply(variables, views):
@@ -125,14 +132,8 @@ def test_files_are_seen_at_their_centre_and_one_device_sees_what_eight_see(
     centres = images.centres(np.arange(10), size=6, shorter=7, channels=1)
     want = numpy_features(variables, centres)
     for devices in (jax.devices(), jax.devices()[:1]):
-        got = features.encode(
-            Projected(),
-            variables,
-            images,
-            DATA,
-            shorter_side=7,
-            mesh=sharding.data_mesh(devices),
-        )
+        mesh = sharding.data_mesh(devices)
+        got = features.encode(encoder(variables), images, shorter_side=7, mesh=mesh)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
@@ -140,4 +141,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, variables):
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="b.png cannot be read"):
-        features.encode(Projected(), variables, open_folder(tmp_path), DATA)
+        features.encode(encoder(variables), open_folder(tmp_path))
+
+
+def test_an_encoder_of_unknown_image_size_is_not_guessed_at(variables):
+    unknown = replace(encoder(variables), image_size=None)
+    with pytest.raises(ValueError, match="does not say of which size its images were"):
+        features.encode(unknown, examples().array)
+    got = features.encode(encoder(variables), examples().array)
+    want = numpy_features(variables, examples().array)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)

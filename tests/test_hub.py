@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from vicreg_jax import config, hub, weights
+from vicreg_jax.refusals import Unusable
 
 RUN = asdict(
     config.parse(
@@ -25,6 +26,7 @@ ABOUT = {
     "format": weights.FORMAT,
     "version": "0.1.0",
     "module": {"name": "resnet50", "width": 2, "stem": "cifar", "dtype": "float32"},
+    "weights": "0",
     "image_size": 128,
     "mean": [0.5, 0.4, 0.3],
     "std": [0.2, 0.2, 0.2],
@@ -55,7 +57,7 @@ def judged(folder, checkpoint, name):
     (folder / "result.json").write_text(json.dumps(content))
 
 
-def test_the_card_tells_recipe_results_and_how_to_load():
+def test_the_card_tells_recipe_results_and_how_to_load(api):
     text = hub.card(ABOUT, [RESULT], repo_id="someone/encoder")
     for line in (
         "# encoder",
@@ -70,18 +72,39 @@ def test_the_card_tells_recipe_results_and_how_to_load():
         "| step | 14800 |",
         "| knn | imagenette, 3925 test images | 20-NN top-1 | 84.5 | 64.5 |",
         "| knn | imagenette, 3925 test images | top-1 | 80.0 |  |",
-        'loaded = checkpoint.load(snapshot_download("someone/encoder"))',
+        'encoder = loading.load(snapshot_download("someone/encoder"))',
     ):
         assert line in text.splitlines()
 
 
-def test_the_card_leaves_the_licence_to_the_user():
+def test_the_card_leaves_the_licence_to_the_user(api):
     head = hub.card(ABOUT, [], repo_id="a/b").split("---\n")[1]
     assert "# license: choose one" in head
     assert "license" not in yaml.safe_load(head)
 
 
-def test_the_card_of_weights_without_a_run_says_what_is_known():
+def test_the_front_matter_is_what_the_hub_indexes():
+    pytest.importorskip("huggingface_hub", reason="the extra hub is missing")
+    head = hub.card(ABOUT, [RESULT], repo_id="someone/encoder").split("---\n")[1]
+    found = yaml.safe_load(head)
+    assert found["library_name"] == "vicreg_jax"
+    assert found["pipeline_tag"] == "image-feature-extraction"
+    assert found["tags"] == ["self-supervised-learning", "vicreg", "jax", "flax"]
+    (model,) = found["model-index"]
+    assert model["name"] == "encoder"
+    (judged,) = model["results"]
+    assert judged["task"] == {"type": "image-classification", "name": "knn"}
+    assert judged["dataset"]["name"] == "imagenette"
+    values = {x["name"]: (x["type"], x["value"]) for x in judged["metrics"]}
+    assert values == {
+        "knn: 20-NN top-1": ("accuracy", 84.512),
+        "knn: top-1": ("accuracy", 80.0),
+    }
+    empty = hub.card(ABOUT, [], repo_id="a/b").split("---\n")[1]
+    assert "model-index" not in yaml.safe_load(empty)
+
+
+def test_the_card_of_weights_without_a_run_says_what_is_known(api):
     about = ABOUT | {"module": None, "config": None, "step": None}
     text = hub.card(about, [], repo_id="a/b")
     assert "| encoder | an encoder of the user's own |" in text
@@ -117,10 +140,21 @@ class Api:
         self.asked.append(("upload", options))
 
 
+class CardData(dict):
+    """Stands in for ModelCardData; the real one has a test of its own."""
+
+    def __init__(self, **facts):
+        super().__init__(facts)
+
+    def to_yaml(self):
+        return json.dumps({k: v for k, v in self.items() if v is not None})
+
+
 @pytest.fixture
 def api(monkeypatch):
     module = types.ModuleType("huggingface_hub")
     module.HfApi = Api
+    module.ModelCardData, module.EvalResult = CardData, dict
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     monkeypatch.setattr(Api, "asked", [])
     return Api
@@ -169,7 +203,7 @@ def test_a_refusal_of_the_hub_is_one_line(tmp_path, api, monkeypatch):
         raise RuntimeError("401 Client Error.\n\nInvalid credentials")
 
     monkeypatch.setattr(Api, "create_repo", refuse)
-    with pytest.raises(ConnectionError, match="me/encoder was not uploaded: 401") as e:
+    with pytest.raises(Unusable, match="me/encoder was not uploaded: 401") as e:
         hub.push(exported(tmp_path / "out"), "me/encoder")
     assert "\n" not in str(e.value)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from test_main import DIGITS, ROOT, TINY, lines, main
 
-from vicreg_jax import checkpoint, convert, models, protocol
+from vicreg_jax import convert, loading, models, protocol
 from vicreg_jax.data import sources
 from vicreg_jax.evaluate import encode, tasks
 
@@ -38,12 +38,9 @@ def test_nearest_neighbours_are_scikit_learns(run):
     done = judge("knn", run, "--config.knn.neighbours=(1,20)")
     assert done.returncode == 0, done.stderr
     found = result(run, "knn")
-    loaded = checkpoint.load(run)
+    loaded = loading.load(run)
     train, test = sources.load_digits()
-    a, b = (
-        encode(loaded.module, loaded.variables, part, loaded.config.data)
-        for part in (train, test)
-    )
+    a, b = (encode(loaded, part) for part in (train, test))
     votes = KNeighborsClassifier(
         20, metric="cosine", weights=lambda distances: np.exp(-distances / 0.07)
     )
@@ -93,7 +90,7 @@ def test_linear_evaluation_and_fine_tuning_leave_results_and_a_record(run):
     assert done.returncode == 0, done.stderr
     found = result(run, "finetune")
     kept = sum(
-        max(1, round(0.2 * n)) for n in np.bincount(sources.load_digits().train[1])
+        max(1, round(0.2 * n)) for n in np.bincount(sources.load_digits().train.labels)
     )
     assert found["notes"] == [f"Trained on {kept} of 1437 images."]
 
@@ -158,7 +155,7 @@ def test_an_export_is_the_encoder_again(run, tmp_path):
     done = main(*flags)
     assert done.returncode == 0, done.stderr
     assert "encoder.stablehlo" in done.stdout and "differs" not in done.stdout
-    a, b = checkpoint.load(run), checkpoint.load(tmp_path / "out")
+    a, b = loading.load(run), loading.load(tmp_path / "out")
     jax.tree.map(np.testing.assert_array_equal, a.variables, b.variables)
     # Judged like the run itself.
     for source, workdir in ((run, tmp_path / "a"), (tmp_path / "out", tmp_path / "b")):

@@ -18,6 +18,7 @@ from vicreg_jax.data.source import How
 from vicreg_jax.evaluate import heads, supervised
 from vicreg_jax.evaluate.features import encode
 from vicreg_jax.evaluate.inputs import held_out, inputs
+from vicreg_jax.weights import Encoder
 
 CLASSES, SIZE, BATCH = 3, 8, 16
 WHOLE = dict(crop_scale=(1.0, 1.0), flip=0.0)  # of square images always the whole
@@ -100,10 +101,8 @@ def test_a_head_is_what_numpy_makes_of_the_frozen_features(
     given = protocol(data, head=options)
     outcome = fit(given, trained, tmp_path / "run")
     found = load(given, config)
-    x, asked = (
-        encode(encoder, variables, part, config.data)
-        for part in (found.train, found.test)
-    )
+    judged = Encoder(encoder, variables, mean=[0.4], std=[0.3], image_size=SIZE)
+    x, asked = (encode(judged, part) for part in (found.train, found.test))
     start, _ = heads.init(
         jax.random.key(5), {"0": x.shape[1]}, heads=1, classes=CLASSES, norm=False
     )

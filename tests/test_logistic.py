@@ -13,7 +13,6 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from vicreg_jax import metrics
 from vicreg_jax.evaluate import logistic
 
 DATA = os.environ.get("VICREG_JAX_TEST_DATA")
@@ -173,18 +172,3 @@ def test_features_of_another_width_are_refused():
     fitted = logistic.fit(np.eye(4, 2), [0, 1, 0, 1], classes=2)
     with pytest.raises(ValueError, match=r"fitted to 2 features; got shape \(4, 3\)"):
         logistic.predict(fitted, np.ones((4, 3)))
-
-
-@pytest.mark.parametrize(("right", "n"), [(0, 10), (1, 1), (7, 10), (730, 1000)])
-def test_interval_is_that_of_wilson(right, n):
-    low, high = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
-    # 1.96 for 1.95996.
-    assert metrics.interval(100 * right / n, n) == pytest.approx(
-        50 * (high - low), rel=1e-4
-    )
-
-
-@pytest.mark.parametrize(("accuracy", "n"), [(101.0, 5), (-1.0, 5), (50.0, 0)])
-def test_intervals_of_nothing_are_refused(accuracy, n):
-    with pytest.raises(ValueError, match=f"got {accuracy} of {n}"):
-        metrics.interval(accuracy, n)

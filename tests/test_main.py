@@ -251,9 +251,15 @@ def refusal(done):
     ("flags", "expected"),
     [
         ((), "--config is missing"),
-        (("--config=nowhere.py",), "there is no file 'nowhere.py'"),
+        (("--config=nowhere.py",), "'nowhere.py' is no file of yours and no recipe"),
+        (("--config=digit",), "did you mean digits? There are cifar10"),
         ((DIGITS, "--config.loss.varience=1"), "did you mean config.loss.variance?"),
         ((DIGITS, "--config.epochs=ten"), "--config.epochs=ten: invalid literal"),
+        (
+            (DIGITS, "--config.epochs=5"),
+            "(9) must be less than config.epochs (5); add --config.optimizer.warmup_ep",
+        ),
+        ((DIGITS, "--config.method=byol"), "no method 'byol'; there are vicreg, barl"),
         ((DIGITS, "--wrkdir=x"), "Did you mean: workdir"),
         ((DIGITS, "--config.data.batch_size=1440"), "has 1437 examples, fewer than"),
         (
@@ -271,6 +277,27 @@ def test_a_mistake_is_refused_in_one_line(flags, expected, tmp_path):
     done = main(*flags, cwd=tmp_path, JAX_NUM_CPU_DEVICES="4")
     assert expected in refusal(done)
     assert not (tmp_path / "runs").exists()
+
+
+def test_of_a_field_that_is_given_twice_the_last_value_counts(tmp_path):
+    twice = (
+        *("--config.model.expander=(8,8)", "--config.data.batch_size=90"),
+        *("--config.model.expander=(16,8)", "--config.data.batch_size=100"),
+    )
+    flags = ("--config.epochs=1", "--config.optimizer.warmup_epochs=0", *twice)
+    draws = "--config.evaluate.draws=0"
+    done = main("--config=digits", *TINY, *flags, draws, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "runs" / "digits" / "config.json").read_text())
+    assert config["model"]["expander"] == [16, 8]
+    assert config["data"]["batch_size"] == 100
+
+
+def test_help_lists_the_recipes_or_the_fields_of_one(tmp_path):
+    said = main("--help", cwd=tmp_path)
+    assert said.returncode == 0 and "\n  eval/knn " in said.stdout
+    said = main("--config=digits", "--help", cwd=tmp_path)
+    assert said.returncode == 0 and "--config.data.batch_size=128 " in said.stdout
 
 
 def test_a_gpu_that_jax_does_not_see_is_named(tmp_path):
@@ -291,7 +318,7 @@ def test_the_core_needs_neither_tensorflow_nor_the_command_lines_packages(tmp_pa
                      "torch", "tensorboardX", "wandb"):
             sys.modules[name] = None
         import numpy as np
-        from vicreg_jax import checkpoint, losses, models, optim, train
+        from vicreg_jax import loading, losses, models, optim, train
         z = np.random.default_rng(0).normal(size=(2, 8, 4)).astype(np.float32)
         assert losses.vicreg(*z).invariance > 0
         images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)

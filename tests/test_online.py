@@ -10,8 +10,8 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 from test_main import DIGITS, TINY, environment, lines, main, without_times
 
-from vicreg_jax import checkpoint, sharding, train
 from vicreg_jax import config as configs
+from vicreg_jax import loading, sharding, train
 from vicreg_jax.data import sources
 from vicreg_jax.data.source import Arrays
 from vicreg_jax.evaluate import encode
@@ -41,16 +41,16 @@ def test_watching_changes_no_bit_of_the_run(runs):
     # An accuracy of neighbours is recorded at the end of its epoch.
     steps = {line["step"] for line in plain}
     assert [line for line in kept if line["step"] in steps] == plain
-    a, b = (checkpoint.load(runs / x).variables for x in ("plain", "watched"))
+    a, b = (loading.load(runs / x).variables for x in ("plain", "watched"))
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_neighbours_are_scikit_learns_on_images_of_the_training_split(runs):
-    loaded = checkpoint.load(runs / "watched")
+    loaded = loading.load(runs / "watched")
     train_split = sources.load_digits().train
     queries = balanced(train_split.labels, 0.1, 0, purpose="knn_queries")
     bank = np.setdiff1d(np.arange(1437), queries)
-    features = encode(loaded.module, loaded.variables, train_split, loaded.config.data)
+    features = encode(loaded, train_split)
 
     def weights(distances):
         return np.exp((1 - distances) / 0.07)

@@ -1,5 +1,6 @@
 """Optimizers and schedules against the published code's numbers."""
 
+import doctest
 import json
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from vicreg_jax import optim
 
 GOLDEN = Path(__file__).parent / "golden"
 LEAVES = ("conv", "dense", "bias", "bn_scale", "zero")
+
+
+def test_examples_are_true():
+    found = doctest.testmod(optim)
+    assert found.attempted > 9 and not found.failed
 
 
 def steps_taken(tx, params, all_grads):

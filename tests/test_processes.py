@@ -201,7 +201,7 @@ def test_a_divided_state_trains_what_a_whole_one_trains(tmp_path):
         if getattr(x, "shape", ()) == divided.shape
     ]
     assert momenta and not any(x.sharding.is_fully_replicated for x in momenta)
-    a, b = (jax.device_get(x.variables) for x in trained)
+    a, b = (jax.device_get(x.encoder.variables) for x in trained)
     chex.assert_trees_all_close(a, b, rtol=0, atol=1e-4)  # sums in another order
     # What was divided continues, on fewer devices too.
     again = train.run(given | dict(epochs=3), tmp_path / "True", source=images())

@@ -1,8 +1,10 @@
 """The page of a run: what it says, that it stands alone, and what it refuses."""
 
+import copy
 import dataclasses
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,9 +13,14 @@ from PIL import Image
 
 from vicreg_jax import report
 from vicreg_jax.config import Config
-from vicreg_jax.report import maps, records, tables
+from vicreg_jax.refusals import Refusal, Unusable
+from vicreg_jax.report.read import read_run
 
 pytest.importorskip("matplotlib", reason="the extra report")
+pytest.importorskip("jinja2", reason="the extra report")
+
+from vicreg_jax.report import charts, sections  # noqa: E402
+from vicreg_jax.report import map as maps  # noqa: E402
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 TERMS = dict(invariance=0.05, variance=0.4, covariance=2.5)
@@ -221,7 +228,7 @@ def test_collapse_is_the_headline(tmp_path):
 def test_damaged_lines_are_skipped_and_counted(tmp_path):
     lines = [line(1), '{"step": 2, "lo\n', "[3]\n", '{"loss": 1}\n', line(500)]
     folder = make_run(tmp_path / "run", lines=[*lines, '{"step": 600, "loss": NaN}\n'])
-    record = records.read(folder)
+    record = read_run(folder)
     assert record.damaged == 3
     assert [x["step"] for x in record.metrics] == [1, 500, 600]
     assert "loss" not in record.metrics[-1]
@@ -231,26 +238,91 @@ def test_damaged_lines_are_skipped_and_counted(tmp_path):
 
 def test_repeated_steps_count_once_and_in_order(tmp_path):
     lines = [line(1), line(20), line(10), line(20, loss=9.0)]
-    record = records.read(make_run(tmp_path / "run", lines=lines))
+    record = read_run(make_run(tmp_path / "run", lines=lines))
     assert [x["step"] for x in record.metrics] == [1, 10, 20]
     assert record.metrics[-1]["loss"] == 9.0
+
+
+FILES = (
+    "metrics.jsonl",
+    "eval/knn/result.json",
+    "eval/features/diagnostics.json",
+    "few_labels.json",
+    "environment.json",
+)
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("eval/knn/result.json", '{"results": {"top-1": "high"}}'),
-        ("eval/knn/result.json", "{"),
+        ("eval/knn/result.json", '{"results": {"top-1": 1e999}}'),
+        ("eval/knn/result.json", '{"results": {"top-1": 5.0}, "tested": true}'),
+        ("eval/knn/result.json", f'{{"results": {{"top-1": {10**400}}}}}'),
         ("eval/features/diagnostics.json", "[]"),
         ("few_labels.json", '[{"features": "VICReg"}]'),
+        (
+            "few_labels.json",
+            '[{"features": "x", "probe": "y", "labels": [1], "draws": [2]}]',
+        ),
         ("environment.json", "3"),
+        *((name, content) for name in FILES[1:] for content in ("", "{", "[" * 10**5)),
+        *((name, b"\xff\x00{}") for name in FILES[1:]),
     ],
 )
 def test_files_that_are_no_such_thing_are_named(tmp_path, name, content):
+    content = content if isinstance(content, bytes) else content.encode()
     folder = make_run(tmp_path / "run")
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(content)
-    assert f"Could not be read: {name}" in Page(report.write(folder).read_text()).words
+    (folder / name).write_bytes(content)
+    assert read_run(folder).unreadable == [name]
+
+
+def test_the_page_names_what_cannot_be_read(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir(parents=True)
+    words = Page(report.write(folder).read_text()).words
+    _, _, listed = words.partition("Could not be read: ")
+    assert sorted(listed.partition(". Figures")[0].split(", ")) == sorted(FILES)
+
+
+def foreign(rng, value):
+    """Returns a JSON value with one of its parts replaced, emptied or left out."""
+    if isinstance(value, dict | list) and value and rng.random() < 0.8:
+        keys = list(value) if isinstance(value, dict) else range(len(value))
+        value, key = copy.copy(value), keys[rng.integers(len(keys))]
+        if rng.random() < 0.1:
+            del value[key]
+        else:
+            value[key] = foreign(rng, value[key])
+        return value
+    others = [None, True, "", "\ud800", [], {}, [[]], [1, "x"], {"a": {}}, -1, 0, 2.5]
+    others += [10**400, 1e300, -1e30, 1e-300, float("nan"), float("inf")]
+    return others[rng.integers(len(others))]
+
+
+@pytest.mark.slow
+def test_no_content_of_the_files_is_a_traceback(tmp_path, full):
+    folder = make_run(tmp_path / "run")
+    rng = np.random.default_rng(0)
+    for i in range(20):  # some hundred have been tried
+        for name in FILES:
+            content = (full[0] / name).read_bytes()
+            lines = content.splitlines() if name == "metrics.jsonl" else [content]
+            lines = [json.dumps(foreign(rng, json.loads(x))).encode() for x in lines]
+            content = b"\n".join(lines)
+            if i % 4 == 1:
+                content = content[: rng.integers(len(content))]
+            if i % 4 == 3:
+                noise = rng.integers(0, 256, len(content), np.uint8)
+                at = rng.random(len(content)) < rng.choice([0.001, 0.1, 1])
+                raw = np.frombuffer(content, np.uint8)
+                content = np.where(at, noise, raw).tobytes()
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        Page(report.write(folder).read_text())
 
 
 EVIL = (
@@ -299,9 +371,7 @@ def test_pointer_finds_thumbnails_where_the_map_has_them(full):
     assert len(data["x"]) == len(data["y"]) == len(data["names"]) == 30
     assert data["size"] * data["columns"] == 6 * 12
     assert data["names"][:4] == ["cat", "dog", "owl", "cat"]
-    drawn = re.findall(
-        r'<use xlink:href="#\w+-C0[^>]* x="([\d.]+)" y="([\d.]+)"', full[1]
-    )
+    drawn = re.findall(r'<use xlink:href="#C0_[^>]* x="([\d.]+)" y="([\d.]+)"', full[1])
     np.testing.assert_allclose(
         np.array(drawn, float), np.stack([data["x"], data["y"]], axis=1), atol=0.06
     )  # the data are rounded to 0.1, the drawing to 0.001
@@ -347,6 +417,35 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content", [b"", b"\xff\x00", b"[1]", b"null", b"[" * 10**5, b'{"data": 3}']
+)
+def test_a_damaged_config_is_one_refusal(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(Refusal, match="config.json cannot be read: .") as found:
+        report.write(tmp_path)
+    assert "\n" not in str(found.value)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    folder = make_run(tmp_path / "run", lines=[])
+    (folder / "report").write_text("")
+    with pytest.raises(Unusable, match="report cannot be written: File exists"):
+        report.write(folder)
+
+
+def test_only_shares_of_known_numbers_of_images_have_intervals(tmp_path):
+    folder = make_run(tmp_path / "run")
+    result = dict(task="knn", results={"top-1": 50.0, "mAP": 50.0})
+    for name, tested in (("a", 10_000), ("b", None), ("c", 0)):
+        write_json(folder / f"eval/{name}/result.json", result | dict(tested=tested))
+    rows = sections.evaluation(read_run(folder))["rows"]
+    assert [row["half"] for row in rows] == [
+        pytest.approx(0.98, abs=0.001),
+        *[None] * 5,
+    ]
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(features=np.zeros((1, 4))), r"n from 2 to 5000; got \(1, 4\)"),
@@ -364,20 +463,96 @@ def test_gallery_that_does_not_fit_is_refused(tmp_path, changes, message):
         report.write(make_run(tmp_path / "run"), gallery=gallery)
 
 
-def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
-    find = report.figures.importlib.util.find_spec
-    monkeypatch.setattr(
-        report.figures.importlib.util,
-        "find_spec",
-        lambda name: None if name == "matplotlib" else find(name),
-    )
+@pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
+def test_without_its_packages_it_says_what_to_install(tmp_path, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(
-        ModuleNotFoundError, match=r'pip install "vicreg_jax\[report\]"'
+        ModuleNotFoundError,
+        match=rf'needs {module}, .* pip install "vicreg_jax\[report\]"',
     ):
         report.write(make_run(tmp_path / "run"))
 
 
 def test_defaults_leave_nothing_marked():
-    assert "changed" not in tables.settings(Config())
+    def changed(config):
+        groups = sections.settings(config)["groups"].values()
+        return [row for rows in groups for row in rows if row[2] is not None]
+
+    assert not changed(Config())
     config = dataclasses.replace(Config(), wandb="mine")
-    assert tables.settings(config).count('class="changed"') == 1
+    assert changed(config) == [("wandb", "mine", "–")]
+
+
+def test_names_of_spectra_are_beside_their_own_curves(monkeypatch):
+    shown = []
+    monkeypatch.setattr(charts, "finish", lambda axes, title: shown.append(axes))
+    n, wide = np.arange(1, 65), np.arange(1, 257)
+    curves = {
+        "above": (n**-0.3, wide**-0.9),
+        "below": (n**-0.9, wide**-0.3),
+        "crossing": (n**-0.5, np.where(wide < 10, 0.9, wide**-0.6)),
+    }
+    for log in (False, True):
+        for representations, embeddings in curves.values():
+            values = {"representations": representations, "embeddings": embeddings}
+            charts.spectra("Values", values, xlabel="rank", log=log)
+            axes = shown.pop()
+            assert [text.get_text() for text in axes.texts] == list(values)
+            points = [axes.transData.transform(x.get_xydata()) for x in axes.lines]
+            for i, (text, line) in enumerate(zip(axes.texts, axes.lines, strict=True)):
+                assert line.get_label() == text.get_text()
+                assert (line.get_xydata() == text.xy).all(axis=1).any()
+                # The middle of the text, whose letters are about half as wide as high.
+                size = text.get_fontsize() * axes.figure.dpi / 72
+                width = 0.55 * size * len(text.get_text())
+                right = 1 if text.get_ha() == "left" else -1
+                at = axes.transData.transform(text.xy)
+                offset = np.array(text.xyann) * axes.figure.dpi / 72
+                middle = at + offset + (right * width / 2, size / 3)
+                gaps = [
+                    np.hypot(*(dense(p) - middle).T).min()
+                    for p in (points[i], points[1 - i])
+                ]
+                assert gaps[0] < gaps[1], (text.get_text(), log)
+
+
+def dense(points):
+    """Returns points [n, 2] of a line with a hundred more between any two."""
+    at = np.linspace(0, len(points) - 1, 100 * len(points))
+    columns = [np.interp(at, np.arange(len(points)), x) for x in points.T]
+    return np.stack(columns, axis=1)
+
+
+def test_names_of_equal_spectra_are_both_legible(monkeypatch):
+    shown = []
+    monkeypatch.setattr(charts, "finish", lambda axes, title: shown.append(axes))
+    y = np.arange(1, 65) ** -0.5
+    charts.spectra("Values", {"a": y, "b": y}, xlabel="rank", log=True)
+    a, b = shown[0].texts
+    assert a.xyann[1] > 0 > b.xyann[1]
+
+
+def test_the_page_of_other_terms_does_not_speak_of_vicreg(tmp_path, monkeypatch):
+    lines = [
+        {"step": step, "loss": 2.3, "on": 0.3, "off": 2.0, "representation_std": 0.3}
+        for step in (1, 500)
+    ]
+    folder = make_run(tmp_path / "run", lines=lines)
+    record = read_run(folder)._replace(weights={"on": 1.0, "off": 0.005})
+    module = sys.modules["vicreg_jax.report.write"]
+    monkeypatch.setattr(module, "read_run", lambda workdir: record)
+    words, _, settings = Page(report.write(folder).read_text()).words.partition(
+        "All settings Marked"
+    )
+    assert settings and "Share of each weighted term" in words
+    assert "1 on + 0.005 off" in words and " On " in words and " Off " in words
+    for word in ("VICReg", "nvariance", "ovariance", "25 and 1", "target 1"):
+        assert word not in words
+
+
+def test_the_page_of_vicreg_says_what_its_terms_are(full):
+    words = Page(full[1]).words
+    for word in ("With weights of 25, 25 and 1", "arXiv:2105.04906", "target 1"):
+        assert word in words
+    for term in ("Invariance", "Variance", "Covariance"):
+        assert f"{term} stays" in words or f"{term} , the mean" in words

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import cifar10, cifar10_sololearn, imagenet100
-from vicreg_jax import config as configs
-from vicreg_jax import fields, losses, optim
+from vicreg_jax import fields, losses, optim, recipes
 from vicreg_jax.train import build
 
 
 @pytest.fixture(scope="module")
 def config():
-    return configs.parse(cifar10_sololearn.get_config())
+    return recipes.read("cifar10_sololearn").config
 
 
 @pytest.fixture(scope="module")
@@ -38,23 +36,21 @@ def test_the_recipe_has_the_published_numbers(config):
 
 
 def test_imagenet100_is_the_same_recipe_on_larger_images(config):
-    given = imagenet100.get_config()
-    given.data.path = "somewhere"
-    other = configs.parse(given)
+    other = recipes.read("imagenet100").config
     assert (other.epochs, other.data.image_size) == (400, 224)
     assert (other.optimizer, other.loss) == (config.optimizer, config.loss)
     a, b = fields.flat(config), fields.flat(other)
     assert {name for name in a if a[name] != b[name]} == {
         *("epochs", "augment.blur", "model.stem", "every.checkpoint_epochs"),
         *("data.name", "data.dataset", "data.image_size", "data.mean", "data.std"),
-        *("data.path", "evaluate.draws"),
+        "evaluate.draws",
     }
 
 
 def test_its_loss_with_our_weights_is_the_summed_one(config, float64):
     za, zb = np.random.default_rng(0).standard_normal((2, 32, 8)) * 0.7
     terms = losses.vicreg(jnp.asarray(za), jnp.asarray(zb))
-    weights = vars(config.loss)
+    weights = config.loss
     got = sum(weights[name] * getattr(terms, name) for name in weights)
     std = [np.sqrt(z.var(axis=0, ddof=1) + 1e-4) for z in (za, zb)]
     covariances = [np.cov(z.T) for z in (za, zb)]
@@ -129,6 +125,6 @@ def test_a_warm_up_from_a_rate_is_linear():
 
 
 def test_our_own_recipe_keeps_the_authors_conventions():
-    ours = configs.parse(cifar10.get_config())
-    assert ours.loss.variance == 25 and not ours.model.expander_bias
+    ours = recipes.read("cifar10").config
+    assert ours.loss["variance"] == 25 and not ours.model.expander_bias
     assert ours.model.zero_init_residual and ours.model.stem == "cifar"

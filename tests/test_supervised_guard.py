@@ -105,25 +105,33 @@ def test_the_order_of_layers_does_not_matter():
 def test_a_stuck_evaluation_ends_itself(data, tmp_path):
     """A source whose images no longer come, in a process of its own."""
     program = f"""if True:
-        import sys, time
+        import sys, threading
         sys.path.insert(0, {str(ROOT / "tests")!r})
         import jax, numpy as np
         from test_linear import load, protocol
         from vicreg_jax import config as configs, models
         from vicreg_jax.evaluate import supervised
+        from vicreg_jax.watchdog import Watchdog
         from pathlib import Path
 
+        init, dogs = Watchdog.__init__, []
+        def remembered(self, *args, **options):
+            init(self, *args, **options)
+            dogs.append(self)
+        Watchdog.__init__ = remembered
         data = dict(name="arrays", path="x", image_size=8, mean=[0.4], std=[0.3])
         config = configs.parse(dict(data=data))
         encoder = models.create("digits")
         variables = encoder.init(
             jax.random.key(1), np.zeros((2, 8, 8, 1), np.float32), train=False
         )
-        given = protocol({data!r}, epochs=50, guard=dict(stuck_seconds=2.0))
+        given = protocol({data!r}, epochs=50, guard=dict(stuck_seconds=600.0))
         found = load(given, config)
         make = supervised.batches.Batches.make
         def slow(self, planner, step, rows):
-            time.sleep(60 if step > 20 else 0)
+            if step > 20:
+                dogs[0]._least = 0.5  # only now: compiling may take long
+                threading.Event().wait()
             return make(self, planner, step, rows)
         supervised.batches.Batches.make = slow
         supervised.fit(given, Path({str(tmp_path)!r}), encoder, variables, found)

@@ -140,7 +140,7 @@ def test_run_takes_the_users_encoder_source_and_optimizer(tmp_path):
     trained = train.run(
         SMALL, tmp_path, encoder=Linear(), source=source, tx=optax.sgd(1e-2)
     )
-    y = trained.encoder.apply(trained.variables, jnp.zeros((3, 8, 8, 1)), train=False)
+    y = trained.encoder.apply(jnp.zeros((3, 8, 8, 1)))
     assert y.shape == (3, 12)
     assert int(trained.state.step) == 8  # 2 epochs of 64 / 16
     found = records(tmp_path)
@@ -233,7 +233,7 @@ def test_optax_transformations_with_keys_or_values_work(tmp_path):
         with jax.numpy_dtype_promotion("standard"):  # optax's own
             trained = train.run(SMALL, tmp_path / name, source=images(), tx=tx)
             again = train.run(SMALL, tmp_path / name, source=images(), tx=tx)
-        chex.assert_trees_all_equal(trained.variables, again.variables)
+        chex.assert_trees_all_equal(trained.encoder.variables, again.encoder.variables)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_the_untrained_encoder_is_where_the_run_starts(tmp_path):
     method = build.method(config, None, None)
     init = build.initializer(method, optax.sgd(1.0), config)
     chex.assert_trees_all_equal(
-        train.untrained(config), build.encoder_variables(jax.jit(init)())
+        train.untrained(config).variables, build.encoder_variables(jax.jit(init)())
     )
 
 
@@ -299,7 +299,8 @@ def test_several_steps_in_one_dispatch_are_the_steps_one_by_one(tmp_path, monkey
     for a, b in zip(*records, strict=True):
         for name in ("loss", "invariance", "variance", "covariance"):
             assert a[name] == pytest.approx(b[name], rel=1e-3)  # rounding of 8 steps
-    for a, b in zip(*(jax.tree.leaves(t.variables) for t in (one, many)), strict=True):
+    leaves = (jax.tree.leaves(t.encoder.variables) for t in (one, many))
+    for a, b in zip(*leaves, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
 
 

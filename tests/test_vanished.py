@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 from test_train import SMALL
 
-from vicreg_jax import checkpoint, train
-from vicreg_jax.data.folder import open_folder
+from vicreg_jax import loading, train
 
 CLASSES, EACH = 4, 24
 pytestmark = pytest.mark.slow
@@ -54,7 +53,7 @@ def test_it_ends_the_run_in_one_line_and_its_checkpoint_is_good(images, tmp_path
     ) as found:
         run(images, tmp_path, 0.01)
     assert "\n" not in str(found.value) and "mend or remove them" in str(found.value)
-    assert checkpoint.load(tmp_path / "run").step >= 3  # of the first epoch
+    assert loading.load(tmp_path / "run").step >= 3  # of the first epoch
     assert all("c2" in line["name"] for line in listed(tmp_path))
 
 

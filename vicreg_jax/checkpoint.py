@@ -1,7 +1,4 @@
-"""Checkpoints of a run, which cannot be damaged unnoticed; it never computes.
-
-And trained encoders, from a run or from a file of weights.
-"""
+"""Checkpoints of a run, which cannot be damaged unnoticed; it never computes."""
 
 import contextlib
 import json
@@ -14,15 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from absl import logging
 
-from vicreg_jax import checksums, models, processes, store, weights
-from vicreg_jax import config as configs
-from vicreg_jax.processes import all_or_none, one_line
-from vicreg_jax.weights import Loaded
+from vicreg_jax import checksums, processes, store
+from vicreg_jax.processes import all_or_none
+from vicreg_jax.refusals import Unusable, one_line
 
 
 class Checkpoints:
@@ -41,7 +35,7 @@ class Checkpoints:
       note: after `restore`, a line if the state was saved on other devices, or "".
 
     Raises:
-      OSError: the folder cannot be written to; in one line, as in all methods.
+      Unusable: the folder cannot be written to.
     """
 
     def __init__(
@@ -60,10 +54,10 @@ class Checkpoints:
             self._manager = store.manager(
                 self._folder, best=self._best_of, before_rename=self._write_record
             )
-        self._saving = None  # step, its record, its bytes, bytes free before
+        self._saving = None  # a record, bytes of the state, bytes free before
         self._scores = {}
         for step in self.steps():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(Unusable):
                 self._scores[step] = checksums.read(self._folder / str(step))["score"]
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
@@ -74,7 +68,7 @@ class Checkpoints:
             counts as the best.
 
         Raises:
-          OSError: this save or the one before failed; the older checkpoints are whole.
+          Unusable: this save or the one before failed; the older checkpoints are whole.
           ValueError: the score is not finite.
         """
         if score is not None and not math.isfinite(score):
@@ -83,13 +77,14 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         record = {
+            "step": step,
             "arrays": checksums.arrays(state),
             "facts": self._facts,
             "score": None if score is None else float(score),
             "devices": processes.devices(),
         }
         free = shutil.disk_usage(self._folder).free
-        self._saving = step, record, checksums.size(state), free
+        self._saving = record, checksums.size(state), free
         self._scores[step] = record["score"]
         with self._explained():
             store.save(self._manager, step, state)
@@ -102,16 +97,6 @@ class Checkpoints:
     def best(self) -> int | None:
         """Returns the step of the best score, None where no checkpoint has one."""
         return self._best_of(self.steps())
-
-    def preempted(self, step: int) -> bool:
-        """Returns whether all processes are to save now, because one was told to stop.
-
-        Each asks after every dispatch of steps; all get the same answer at the same
-        one. SIGTERM, unless Python handles it, tells a process to stop. False where
-        there is no `jax.distributed`.
-        """
-        del step  # of which a dispatch may do several
-        return processes.preempted()
 
     def room(self, like: Any) -> str:
         """Returns a line if the disk cannot hold such checkpoints, or ""."""
@@ -135,8 +120,8 @@ class Checkpoints:
           step: only this one, such as `best()`.
 
         Raises:
-          ValueError: there are checkpoints, but none can be used; or the state has
-            other arrays, which are named, or the facts are others.
+          Unusable: there are checkpoints, but none can be used.
+          Refusal: the state has other arrays, which are named, or the facts are others.
         """
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
@@ -159,16 +144,8 @@ class Checkpoints:
         steps = json.loads(processes.first_line(json.dumps(self.steps()[::-1])))
         reasons = {}
         for step in steps if only is None else [only]:
-            folder = self._folder / str(step)
             try:
-                with all_or_none(_Damaged):
-                    if jax.process_index() == 0:
-                        checksums.check_files(folder)
-                record = checksums.read(folder)
-                checksums.check_fit(folder, record, like, self._facts, part=part)
-                with all_or_none(_Damaged):
-                    state = store.read(folder, like, part=part)
-                    checksums.check_arrays(record, state)
+                record, state = self._read(step, like, part)
             except _Damaged as error:
                 reasons[step] = f"step {step}: {error}"
                 logging.warning("checkpoint not usable, %s", reasons[step])
@@ -184,16 +161,28 @@ class Checkpoints:
                 )
             return step, state
         if reasons:
-            raise ValueError(
+            raise Unusable(
                 f"no usable checkpoint in {self._folder}"
                 f" ({'; '.join(reasons.values())}); restore its files, or choose"
                 " another --workdir"
             )
         return None
 
+    def _read(self, step, like, part):
+        folder = self._folder / str(step)
+        with all_or_none(_Damaged):
+            if jax.process_index() == 0:
+                checksums.check_files(folder)
+        record = checksums.read(folder)
+        checksums.check_fit(folder, record, like, self._facts, part=part)
+        with all_or_none(_Damaged):
+            state = store.read(folder, like, part=part)
+            checksums.check_arrays(record, state)
+        return record, state
+
     def _set_aside(self, damaged, good):
         """Renames what is not usable: it would bar newer ones. Deletes the outdated."""
-        with all_or_none(OSError):
+        with all_or_none(Unusable):
             if jax.process_index() == 0:
                 for step in damaged:
                     aside = self._folder / f"damaged_{step}"
@@ -206,8 +195,8 @@ class Checkpoints:
         self._manager.reload()
 
     def _write_record(self):
-        step, record, *_ = self._saving
-        (draft,) = store.drafts(self._folder, step)
+        record, *_ = self._saving
+        (draft,) = store.drafts(self._folder, record["step"])
         checksums.write(draft, record)
 
     def _best_of(self, steps):
@@ -220,14 +209,15 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # OSError, and what Orbax makes of it
-            step, _, size, free = self._saving
+            record, size, free = self._saving
+            step = record["step"]
             self._scores.pop(step, None)
             if jax.process_index() == 0:
                 store.delete_drafts(self._folder, step)
             self._manager.reload()
             code = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore
             kept = self.steps()[-1:]
-            raise OSError(
+            raise Unusable(
                 f"the checkpoint of step {step} could not be written to {self._folder}:"
                 f" {os.strerror(int(code[1])) if code else one_line(error)}; it needs"
                 f" over {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB were free; "
@@ -256,92 +246,4 @@ def _make(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise OSError(f"{folder} cannot be written to: {error.strerror}") from error
-
-
-def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Loaded:
-    """Returns a trained encoder, whoever trained it: a run, an export, a PyTorch file.
-
-    `module.apply(variables, images [n, h, w, c], train=False)` -> [n, f], for images
-    in [0, 1] normalized by `mean` and `std`: the run's, or ImageNet's for a file that
-    does not say.
-
-    Args:
-      path: the workdir of a run (its newest checkpoint); the folder or a file that
-        `export.write` wrote; or a .pth, .pt or .safetensors file with the names of the
-        authors' code, torchvision or timm: an encoder, or encoder and projector,
-        alone or under "model". A classifier `fc` is left out. PyTorch files are read
-        with weights_only; nothing in a file is run.
-      encoder: the module, where it is not one of `models.create`, or has the stem
-        "solo_learn", whose tensors look like those of "cifar".
-
-    Raises:
-      FileNotFoundError: there is no such file or run, or it has saved nothing yet.
-      ModuleNotFoundError: reading this file needs PyTorch or safetensors.
-      ValueError: the file is damaged, or its tensors are not those of the module.
-    """
-    path = Path(path).expanduser().absolute()
-    if path.is_file():
-        return weights.load_file(path, encoder=encoder)
-    about = None
-    if not (path / "checkpoints").is_dir():
-        about = weights.description(path)
-    if about:
-        for name in ("encoder.safetensors", "encoder.pth"):
-            if name in about["files"]:
-                return weights.load_file(path / name, encoder=encoder)
-        raise FileNotFoundError(
-            f"{path} holds only {', '.join(about['files'])}, which are not read back;"
-            " export safetensors too"
-        )
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file or folder {path}")
-    if not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{path} is no run: there is no config.json; nor is it an export"
-        )
-    return _load_run(path, encoder)
-
-
-def load_encoder(
-    path: str | os.PathLike, *, encoder: nn.Module | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Returns the (module, variables) of `load`."""
-    loaded = load(path, encoder=encoder)
-    return loaded.module, loaded.variables
-
-
-def _load_run(path, encoder):
-    config = configs.parse(json.loads((path / "config.json").read_text()))
-    if encoder is None:
-        encoder = models.create(
-            config.model.encoder,
-            width=config.model.width,
-            stem=config.model.stem,
-            dtype=jnp.dtype(config.model.dtype),
-        )
-    expander = models.Expander(config.model.expander, bias=config.model.expander_bias)
-    like = weights.abstract(
-        models.JointEmbedding(encoder, expander),
-        size=config.data.image_size,
-        channels=len(config.data.mean),
-    )
-    if not (path / "checkpoints").is_dir():
-        raise FileNotFoundError(f"{path} has no checkpoint yet")
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    found = checkpoints.restore_part(like)
-    checkpoints.close()
-    if found is None:
-        raise FileNotFoundError(f"{path} has no checkpoint yet")
-    step, whole = found
-    weights.check(weights.flatten(whole), weights.flatten(like), path)
-    return Loaded(
-        encoder,
-        weights.part(whole, "encoder"),
-        weights.part(whole, "expander"),
-        config,
-        step,
-        str(path),
-        config.data.mean,
-        config.data.std,
-    )
+        raise Unusable(f"{folder} cannot be written to: {error.strerror}") from error

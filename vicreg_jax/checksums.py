@@ -1,11 +1,12 @@
-"""The record in each checkpoint: checksums of its files and arrays; restores nothing.
+"""The record in each checkpoint: its step, checksums of files and arrays, what was so.
 
-Orbax itself does not notice a flipped bit in array data, and casts dtypes silently.
+It restores nothing. Orbax itself does not notice a flipped bit in array data, and casts
+dtypes silently. Files are compared as they lie on the disk; arrays from the state that
+is saved to the state that is restored, which is more than the files.
 """
 
 import json
 import math
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from vicreg_jax import files
+from vicreg_jax.refusals import Refusal, Unusable, one_line
 
 RECORD = "record.json"
 
@@ -57,12 +61,12 @@ def check_fit(
       part: whether the state may have more arrays than are wanted.
 
     Raises:
-      ValueError: naming the fact, or the first arrays.
+      Refusal: naming the fact, or the first arrays.
     """
     for name, value in facts.items():
         saved = record["facts"].get(name)
         if saved != value:
-            raise ValueError(
+            raise Refusal(
                 f"the checkpoint {folder} was made with {saved} {name}, now there are"
                 f" {value}; choose another --workdir"
             )
@@ -76,7 +80,7 @@ def check_fit(
         wrong += [f"{name} is only there" for name in saved if name not in wanted]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(
+        raise Refusal(
             f"the checkpoint {folder} is of something else: {', '.join(wrong[:3])}"
             f"{more}; give back the encoder or optimizer that it was trained with, or"
             " choose another --workdir"
@@ -87,7 +91,7 @@ def check_arrays(record: Mapping[str, Any], tree: Any) -> None:
     """Compares what was restored with what was saved, as far as both are known.
 
     Raises:
-      ValueError: naming the first arrays that differ.
+      Unusable: naming the first arrays that differ.
     """
     wrong = []
     for name, (kind, checksum) in arrays(tree).items():
@@ -95,35 +99,36 @@ def check_arrays(record: Mapping[str, Any], tree: Any) -> None:
         if kind != saved_kind or (None not in (checksum, saved) and checksum != saved):
             wrong.append(name)
     if wrong:
-        raise ValueError(f"checksum of {', '.join(wrong[:3])} is wrong")
+        raise Unusable(f"checksum of {', '.join(wrong[:3])} is wrong")
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> None:
     """Writes the record, and in it the checksums of all files below the folder."""
-    files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
-    checksums = {x.relative_to(folder).as_posix(): _crc32_of_file(x) for x in files}
-    record = {**record, "files": checksums}
-    with (folder / RECORD).open("w") as file:
-        json.dump({"record": record, "crc32": _crc32_of_json(record)}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    found = sorted(path for path in folder.glob("*/**/*") if path.is_file())
+    crcs = {path.relative_to(folder).as_posix(): files.crc32(path) for path in found}
+    record = {**record, "files": crcs}
+    content = {"record": record, "crc32": _crc32_of_json(record)}
+    files.write(folder / RECORD, json.dumps(content))
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Returns the record.
+    """Returns the record of the checkpoint in a folder, which is named by its step.
 
     Raises:
-      ValueError: it is missing or damaged.
+      Unusable: it is missing, damaged, or that of another step.
     """
     try:
         content = json.loads((folder / RECORD).read_bytes())
         record, checksum = content["record"], content["crc32"]
     except OSError as error:
-        raise ValueError(f"{RECORD} cannot be read: {error.strerror}") from error
+        raise Unusable(f"{RECORD} cannot be read: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{RECORD} is damaged: {error}") from error
+        raise Unusable(f"{RECORD} is damaged: {one_line(error)}") from error
     if _crc32_of_json(record) != checksum:
-        raise ValueError(f"{RECORD} is damaged: its checksum is wrong")
+        raise Unusable(f"{RECORD} is damaged: its checksum is wrong")
+    step = record.get("step", folder.name)  # records of old do not say
+    if str(step) != folder.name:
+        raise Unusable(f"{RECORD} is that of step {step}")
     return record
 
 
@@ -131,13 +136,13 @@ def check_files(folder: Path) -> None:
     """Reads every file of the record.
 
     Raises:
-      ValueError: the record, or a file, is missing or damaged.
+      Unusable: the record, or a file, is missing or damaged.
     """
     for name, checksum in read(folder)["files"].items():
         if not (folder / name).is_file():
-            raise ValueError(f"{name} is missing")
-        if _crc32_of_file(folder / name) != checksum:
-            raise ValueError(f"{name} is damaged: its checksum is wrong")
+            raise Unusable(f"{name} is missing")
+        if files.crc32(folder / name) != checksum:
+            raise Unusable(f"{name} is damaged: its checksum is wrong")
 
 
 def _crc32_of_array(leaf):
@@ -151,14 +156,6 @@ def _crc32_of_array(leaf):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
     return zlib.crc32(np.asarray(leaf).reshape(-1).view(np.uint8))
-
-
-def _crc32_of_file(path):
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
 
 
 def _crc32_of_json(content):

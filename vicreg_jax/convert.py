@@ -28,6 +28,13 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
 
     Raises:
       ValueError: names that belong to neither layout, such as a classifier's.
+
+    >>> state_dict = {"bn1.weight": np.ones(64), "bn1.running_var": np.ones(64)}
+    >>> variables = from_torch(state_dict)
+    >>> variables["params"]["bn1"]["scale"].shape
+    (64,)
+    >>> to_torch(variables).keys() - state_dict.keys()
+    {'bn1.num_batches_tracked'}
     """
     paths = {name: _path(name.removeprefix("module.")) for name in state_dict}
     unknown = [name for name, path in paths.items() if path is None]
@@ -35,7 +42,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
         raise ValueError(
             f"{listed(unknown)} is not of a ResNet ('conv1.weight',"
             " 'layer1.0.bn1.bias'), alone or under 'backbone.' with a 'projector.';"
-            " remove it if it is a classifier"
+            " remove a classifier and other prefixes; no other architecture is read"
         )
     variables = {"params": {}, "batch_stats": {}}
     for name, value in state_dict.items():
@@ -55,6 +62,8 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
         node = variables[collection]
         for part in path:
             node = node.setdefault(part, {})
+        if leaf in node:
+            raise ValueError(f"{name!r} comes twice, with and without 'module.'")
         node[leaf] = np.array(value, order="C")
     return variables
 
@@ -63,6 +72,11 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns the state dict of an encoder, or of encoder and expander, as copies.
 
     The inverse of `from_torch`, without `module.`; the counters are zero.
+
+    >>> to_torch({"params": {"conv1": {"kernel": np.ones((7, 7, 3, 64))}}})[
+    ...     "conv1.weight"
+    ... ].shape
+    (64, 3, 7, 7)
     """
     views = torch_views(variables)
     return {name: np.array(value, order="C") for name, value in views.items()}
@@ -130,11 +144,14 @@ def _path(name):
     elif module.startswith("projector."):
         # Sequential: linear, norm and ReLU in turn.
         number = module.removeprefix("projector.")
-        if number.isdigit() and int(number) % 3 < 2 and leaf in LEAVES:
+        known = re.fullmatch("[0-9]{1,3}", number) and leaf in LEAVES
+        if known and int(number) % 3 < 2:
             block, kind = divmod(int(number), 3)
             return ["expander", f"{('linear', 'bn')[kind]}{block}", leaf]
     stem = re.fullmatch(r"(conv1|bn1)", module)
-    block = re.fullmatch(r"layer(\d)\.(\d+)\.(conv\d|bn\d|downsample\.[01])", module)
+    block = re.fullmatch(
+        "layer([0-9])[.]([0-9]+)[.](conv[0-9]|bn[0-9]|downsample[.][01])", module
+    )
     if not (stem or block) or leaf not in LEAVES:
         return None
     if stem:

@@ -6,34 +6,63 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from vicreg_jax import sharding
+from vicreg_jax import launchers, sharding
+from vicreg_jax.refusals import NotInstalled, Refusal, one_line
 
 
 def mesh(batch_size: int = 0) -> Mesh:
     """Returns the mesh of all devices, over which a batch, if any, can be divided.
 
     Raises:
-      ValueError: the batch cannot, jax does not start, or it overlooks a GPU.
+      Refusal: the batch cannot, or jax does not start.
+      NotInstalled: jax overlooks a GPU.
     """
-    backend = _backend()
-    if backend == "cpu" and jax.config.jax_platforms != "cpu":
-        _refuse_idle_gpu()
+    if _backend() == "cpu" and jax.config.jax_platforms != "cpu":
+        gpus = _count(_listed_gpus())
+        if gpus:
+            raise NotInstalled(
+                f"nvidia-smi sees {gpus} GPU(s) and jax none; run: pip install"
+                ' "vicreg_jax[cuda]", or set JAX_PLATFORMS=cpu to train on the CPU'
+            )
     found = sharding.data_mesh()
     size, devices = batch_size, found.size
     if size % devices:
         below = size // devices * devices
         near = f"{below} or {below + devices}" if below else f"{devices}"
-        raise ValueError(
+        raise Refusal(
             f"config.data.batch_size {size} cannot be divided over {devices} devices;"
             f" use {near}"
         )
     return found
+
+
+def check_gpus(environ: Mapping[str, str] = os.environ) -> None:
+    """Refuses to leave GPUs idle that this process, one of several, was given.
+
+    It starts jax's devices.
+
+    Raises:
+      Refusal: one line from `launchers.idle_gpus`.
+    """
+    if _backend() != "gpu":
+        return
+    listed = _listed_gpus()
+    # Of a GPU in parts (MIG) CUDA sees one.
+    unknown = not listed or any("MIG" in line for line in listed)
+    message = launchers.idle_gpus(
+        environ,
+        used=jax.local_device_count(),
+        present=None if unknown else _count(listed),
+    )
+    if message:
+        raise Refusal(message)
 
 
 def environment() -> dict[str, Any]:
@@ -65,27 +94,26 @@ def _backend():
     try:
         return jax.default_backend()
     except (RuntimeError, AssertionError) as error:
-        wanted = jax.config.jax_platforms
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"jax cannot start JAX_PLATFORMS={wanted}: {reason}"
+        raise Refusal(
+            f"jax cannot start JAX_PLATFORMS={jax.config.jax_platforms}:"
+            f" {one_line(error)}; install what it needs, such as vicreg_jax[cuda], or"
+            " unset it"
         ) from error
     finally:
         logger.setLevel(level)
 
 
-def _refuse_idle_gpu():
-    """Raises where there is an NVIDIA GPU and jax would train on the CPU instead."""
+def _listed_gpus():
+    """Returns the lines of `nvidia-smi -L`, none where it cannot tell."""
     if not shutil.which("nvidia-smi"):
-        return
+        return []
     command = ["nvidia-smi", "-L"]
     try:
-        listing = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        listing = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except subprocess.TimeoutExpired:
-        return
-    gpus = [line for line in listing.stdout.splitlines() if line.startswith("GPU")]
-    if listing.returncode == 0 and gpus:
-        raise ValueError(
-            f"nvidia-smi sees {len(gpus)} GPU(s) and jax none; run: pip install"
-            ' "vicreg_jax[cuda]", or set JAX_PLATFORMS=cpu to train on the CPU'
-        )
+        return []
+    return [] if listing.returncode else listing.stdout.splitlines()
+
+
+def _count(listed):
+    return sum(line.startswith("GPU ") for line in listed)

@@ -2,10 +2,8 @@
 
 import importlib.util
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from collections.abc import Mapping
 import jax
 
 from vicreg_jax import launchers
+from vicreg_jax.refusals import NotInstalled, Refusal, Unusable, one_line
 
 # Seconds until a silent process counts as dead. Heartbeats come from a thread of their
 # own, so compiling does not delay them. jax's default is 100.
@@ -41,16 +40,16 @@ def start(
       Whether this is one of several processes.
 
     Raises:
-      ValueError: the environment is incomplete or contradicts itself, the port is
-        taken, or jax cannot start.
-      ModuleNotFoundError: Open MPI 5 without mpi4py.
+      Refusal: the environment is incomplete or contradicts itself, or jax cannot start.
+      Unusable: the port is taken.
+      NotInstalled: Open MPI 5 without mpi4py.
     """
     arguments = launchers.wanted(environ)
     if arguments is None:
         return False
     mpi4py = arguments.get("cluster_detection_method") == "mpi4py"
     if mpi4py and not importlib.util.find_spec("mpi4py"):
-        raise ModuleNotFoundError(
+        raise NotInstalled(
             "mpirun of Open MPI 5 does not tell where process 0 is; run: pip install"
             " mpi4py, or: mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT ..."
         )
@@ -68,8 +67,7 @@ def start(
             shutdown_timeout_seconds=SHUTDOWN,
         )
     except (RuntimeError, ValueError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"jax.distributed cannot start: {reason}") from error
+        raise Refusal(f"jax.distributed cannot start: {one_line(error)}") from error
     finally:
         timer.cancel()
         signal.signal(signal.SIGINT, ctrl_c or signal.SIG_DFL)
@@ -88,33 +86,6 @@ def leave(status: int) -> None:
     os._exit(status)
 
 
-def check_devices(environ: Mapping[str, str] = os.environ) -> None:
-    """Refuses to leave GPUs idle that this process was given; starts jax's devices.
-
-    Raises:
-      ValueError: one line from `launchers.idle_gpus`.
-    """
-    if jax.default_backend() == "gpu":
-        used = jax.local_device_count()
-        message = launchers.idle_gpus(environ, used=used, present=_gpus_present())
-        if message:
-            raise ValueError(message)
-
-
-def _gpus_present():
-    """Returns how many GPUs nvidia-smi lists, None where it cannot tell."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    command = ["nvidia-smi", "-L"]
-    try:
-        listing = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except subprocess.TimeoutExpired:
-        return None
-    if listing.returncode or "MIG" in listing.stdout:  # CUDA sees one part of those
-        return None
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
-
-
 def _check_port(port):
     """Raises where process 0 cannot listen, which crashes jax 0.10.2."""
     if port is None:
@@ -122,7 +93,7 @@ def _check_port(port):
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        raise ValueError(
+        raise Unusable(
             f"process 0 cannot listen on port {port}: {os.strerror(error.errno)};"
             " end what holds it, perhaps an earlier run, or set another"
             " JAX_COORDINATOR_PORT or JAX_COORDINATOR_ADDRESS"

@@ -2,12 +2,10 @@
 
 import hashlib
 import importlib.metadata
-import importlib.util
-import json
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,9 +18,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vicreg_jax import checkpoint, convert, models, weights
-from vicreg_jax.checkpoint import Loaded
-from vicreg_jax.models.resnet import LAYERS, STEMS
+from vicreg_jax import convert, files, loading, models, weights
+from vicreg_jax.models.resnet import STEMS
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
+from vicreg_jax.weights import Encoder
 
 FILES = {
     "safetensors": "encoder.safetensors",
@@ -30,6 +29,12 @@ FILES = {
     "stablehlo": "encoder.stablehlo",
     "detectron2": "detectron2.pkl",
 }
+PACKAGES = {  # by format: the module that it needs, what pip installs
+    "safetensors": ("safetensors", "safetensors"),
+    "torch": ("torch", "vicreg_jax[torch]"),
+    "stablehlo": ("flatbuffers", "flatbuffers"),  # jax.export does not bring it
+}
+SAME = ("weights", "image_size", "mean", "std")  # in all files of a folder
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-4  # of `agreement`: float32 sums in another order, through 50 layers
 UNCHECKED = {
@@ -39,17 +44,11 @@ UNCHECKED = {
 
 
 def write(
-    loaded: Loaded,
-    folder: str | os.PathLike,
-    *,
-    formats: Sequence[str],
-    image_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    encoder: Encoder, folder: str | os.PathLike, *, formats: Sequence[str]
 ) -> dict[str, Path]:
     """Writes an encoder in some formats and what it is; returns the files.
 
-    - "safetensors": variables by their names here, read back by `checkpoint.load`;
+    - "safetensors": variables by their names here, read back by `loading.load`;
     - "torch": state dict as of torchvision, for torch.load;
     - "stablehlo": float32 [n, h, w, c] normalized -> float32 [n, f] for any n, weights
       included, for jax.export.deserialize on a CPU, GPU or TPU;
@@ -59,74 +58,76 @@ def write(
     and checksums. Each file is complete or not there; files of an earlier export are
     replaced, other people's never.
 
-    Args:
-      image_size: height and width, in pixels.
-      mean, std: per channel, of images in [0, 1].
-
     Raises:
-      ValueError: an unknown format, or one that the encoder has no counterpart in;
-        variables that do not fit the module; a file there that is not ours, or would
-        be left with other weights.
-      ModuleNotFoundError: a format needs a package that is not installed.
+      Refusal: an unknown format, or one that the encoder has no counterpart in; an
+        unknown image size; variables that do not fit the module; a file there that is
+        not ours, or would be left with other weights.
+      NotInstalled: a format needs a package that is not installed.
+      Unusable: the folder cannot be written to, or its disk is full.
     """
     folder = Path(folder).expanduser()
-    _check_formats(formats, loaded)
-    if not (len(mean) == len(std) >= 1 and min(std) > 0 and image_size >= 1):
-        raise ValueError(
-            "expected image_size >= 1 and one mean and std > 0 per channel; got"
-            f" {image_size}, {tuple(mean)} and {tuple(std)}"
-        )
+    _check_formats(formats, encoder.module)
+    size, channels = encoder.known_size(), encoder.channels
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; expected a folder, there or not")
-    variables = jax.tree.map(np.asarray, dict(loaded.variables))
-    shapes = weights.abstract(loaded.module, size=image_size, channels=len(mean))
+        raise Refusal(f"{folder} is a file; expected a folder, there or not")
+    variables = jax.tree.map(np.asarray, dict(encoder.variables))
+    shapes = weights.abstract(encoder.module, size=size, channels=channels)
     flat = weights.flatten(variables)
-    weights.check(flat, weights.flatten(shapes), loaded.source)
-    about = {
-        "weights": _digest(flat),
-        "image_size": image_size,
-        "mean": list(mean),
-        "std": list(std),
-    }
+    weights.check(flat, weights.flatten(shapes), encoder.source)
+    about = _description(encoder, flat)
     stay = _stay(folder, formats, about)
-    shape = (image_size, image_size, len(mean))
+    shape = (size, size, channels)
     writers = {
         "safetensors": partial(_safetensors, flat),
         "torch": partial(_torch, variables),
-        "stablehlo": partial(_stablehlo, loaded.module, variables, shape),
+        "stablehlo": partial(_stablehlo, encoder.module, variables, shape),
         "detectron2": partial(_detectron2, variables),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as closing:
+        closing.enter_context(_explained(folder))
+        folder.mkdir(parents=True, exist_ok=True)
         drafts = {}
         for name in formats:
             drafts[name] = folder / f"{FILES[name]}.tmp"
             closing.callback(drafts[name].unlink, missing_ok=True)
             writers[name](drafts[name])
         sums = {FILES[name]: weights.sha256(path) for name, path in drafts.items()}
-        about = {
-            "format": weights.FORMAT,
-            "version": _version(),
-            "module": weights.name_of(loaded.module),
-            **about,
-            "source": loaded.source,
-            "step": loaded.step,
-            "config": asdict(loaded.config) if loaded.config else None,
-            "files": stay | sums,
-        }
-        draft = folder / f"{weights.DESCRIPTION}.tmp"
-        closing.callback(draft.unlink, missing_ok=True)
-        draft.write_text(json.dumps(about, indent=2) + "\n")
         # First: after an interruption the checksums refuse what is old, and the files
         # are known as ours.
-        os.replace(draft, folder / weights.DESCRIPTION)
+        files.write_json(folder / weights.DESCRIPTION, about | {"files": stay | sums})
         for name, path in drafts.items():
             os.replace(path, folder / FILES[name])
     return {name: folder / FILES[name] for name in formats}
 
 
+@contextmanager
+def _explained(folder):
+    try:
+        yield
+    except Refusal:
+        raise
+    except OSError as error:
+        raise Unusable(f"{folder} cannot be written to: {one_line(error)}") from error
+
+
+def _description(encoder, flat):
+    """Returns what encoder.json says of an encoder, but for the files."""
+    return {
+        "format": weights.FORMAT,
+        "version": _version(),
+        "module": models.spec(encoder.module),
+        "weights": _digest(flat),
+        "image_size": encoder.image_size,
+        "mean": list(encoder.mean),
+        "std": list(encoder.std),
+        "source": encoder.source,
+        "step": encoder.step,
+        "config": asdict(encoder.config) if encoder.config else None,
+    }
+
+
 def agreement(
-    loaded: Loaded, folder: str | os.PathLike, images: np.ndarray
+    encoder: Encoder, folder: str | os.PathLike, images: np.ndarray
 ) -> dict[str, float]:
     """Returns, by format, how far the features of the written files are from ours.
 
@@ -138,28 +139,28 @@ def agreement(
       images: float32 [n, image_size, image_size, c], normalized.
 
     Raises:
-      FileNotFoundError: the folder holds no export.
-      ValueError: images of another shape or dtype.
+      NotFound: the folder holds no export.
+      Refusal: images of another shape or dtype.
     """
     folder = Path(folder).expanduser()
     about = weights.description(folder)
     if about is None:
-        raise FileNotFoundError(f"{folder} holds no export: no {weights.DESCRIPTION}")
+        raise NotFound(f"{folder} holds no export: no {weights.DESCRIPTION}")
     size, channels = about["image_size"], len(about["mean"])
     shape = (size, size, channels)
     if images.shape[1:] != shape or not len(images) or images.dtype != np.float32:
-        raise ValueError(
+        raise Refusal(
             f"expected images of float32 [n >= 1, {size}, {size}, {channels}]; got"
             f" {images.dtype} {list(images.shape)}"
         )
     others = {
         "safetensors": partial(
-            _through_checkpoint, None if about["module"] else loaded.module
+            _through_loading, None if about["module"] else encoder.module
         ),
-        "torch": partial(_through_torchvision, loaded.module),
+        "torch": partial(_through_torchvision, encoder.module),
         "stablehlo": _through_stablehlo,
     }
-    want = np.asarray(_features(loaded.module, loaded.variables)(images))
+    want = np.asarray(_features(encoder.module, encoder.variables)(images))
     scale = np.abs(want).max() or 1.0
     table = {}
     for name, features in others.items():
@@ -184,37 +185,32 @@ def show(table: Mapping[str, float], *, formats: Sequence[str] = tuple(FILES)) -
     Console(width=max(100, Console().width)).print(out)
 
 
-def _check_formats(formats, loaded):
+def _check_formats(formats, module):
     unknown = [name for name in formats if name not in FILES]
     if unknown or not formats:
-        raise ValueError(
+        raise Refusal(
             f"no format {', '.join(map(repr, unknown)) or 'given'}; there are"
             f" {', '.join(FILES)}"
         )
-    module = loaded.module
+    spec = models.spec(module) or {}
     if not isinstance(module, models.ResNet):
         for name in ("torch", "detectron2"):
             if name in formats:
-                raise ValueError(
+                raise Refusal(
                     f"{name} has no counterpart of {type(module).__name__}; choose"
                     " safetensors or stablehlo"
                 )
     elif "detectron2" in formats and (
-        module.stem != "imagenet" or module.layers == LAYERS["resnet200"]
+        module.stem != "imagenet" or spec.get("name") == "resnet200"
     ):
-        raise ValueError(
+        raise Refusal(
             "Detectron2 has ResNet-18 to 152 with the stem 'imagenet'; got stages of"
             f" {module.layers[0]} blocks with the stem {module.stem!r}"
         )
-    for name, package in (
-        ("safetensors", "safetensors"),
-        ("torch", "vicreg_jax[torch]"),
-    ):
-        if name in formats and not importlib.util.find_spec(name):
-            raise ModuleNotFoundError(
-                f"the format {name} needs {name}, which is not installed; run: pip"
-                f' install "{package}"'
-            )
+    for name in formats:
+        if name in PACKAGES:
+            package, install = PACKAGES[name]
+            require(package, f"the format {name}", install=install)
 
 
 def _stay(folder, formats, about):
@@ -224,12 +220,12 @@ def _stay(folder, formats, about):
     names = [weights.DESCRIPTION, *(FILES[name] for name in formats)]
     for name in names:
         if (folder / name).exists() and name not in ours:
-            raise ValueError(
+            raise Refusal(
                 f"{folder / name} was not written by an export; choose another folder"
             )
     stay = {name: checksum for name, checksum in ours.items() if name not in names}
-    if stay and any(old[key] != value for key, value in about.items()):
-        raise ValueError(
+    if stay and any(old[key] != about[key] for key in SAME):
+        raise Refusal(
             f"{folder} holds {', '.join(stay)} of other weights, image size or"
             " normalization; export those formats again too, or choose another folder"
         )
@@ -299,9 +295,9 @@ def _features(module, variables) -> Callable[[Any], jax.Array]:
     return features
 
 
-def _through_checkpoint(encoder, path, images):
-    module, variables = checkpoint.load_encoder(path, encoder=encoder)
-    return np.asarray(_features(module, variables)(images))
+def _through_loading(module, path, images):
+    found = loading.load(path, encoder=module)
+    return np.asarray(_features(found.module, found.variables)(images))
 
 
 def _through_stablehlo(path, images):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicreg_jax import checkpoint, devices, sharding
+from vicreg_jax import devices, loading, sharding
 from vicreg_jax.data import batches, plan, views
 from vicreg_jax.data.sources import load_splits
 from vicreg_jax.evaluate import encode
@@ -26,8 +26,8 @@ def gallery(run: Path) -> Gallery:
       ValueError: its data cannot be read.
     """
     devices.mesh()
-    loaded = checkpoint.load(run)
-    config, data = loaded.config, loaded.config.data
+    encoder = loading.load(run)
+    config, data = encoder.config, encoder.config.data
     if data.name == "fake":
         raise ValueError(
             f"the images of {run} were fake, or a source of its user's; `report.write`"
@@ -51,7 +51,7 @@ def gallery(run: Path) -> Gallery:
     batch = pairs.make(planner, 0, slice(None))
     seen = np.asarray(pairs.render(pairs.resident(), batch)) * data.std + data.mean
     return Gallery(
-        features=encode(loaded.module, loaded.variables, images, data, rows=rows),
+        features=encode(encoder, images, rows=rows),
         thumbnails=images.centres(
             rows, size=SIDE, shorter=SIDE, channels=len(data.mean)
         ),

@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vicreg_jax import weights
+from vicreg_jax import files, weights
+from vicreg_jax.refusals import NotFound, Unusable, one_line, require
 
 CARD = "README.md"
+INSTALL = "vicreg_jax[hub]"
+RESULT = {"task", "name", "checkpoint", "data", "tested", "results", "published"}
+RECIPE = {"data", "epochs", "loss", "optimizer", "seed"}  # of a config in the card
+LICENCE = "# license: choose one; the data's terms may bind the weights too"
 
 
 def push(folder: str | os.PathLike, repo_id: str, *, private: bool = True) -> str:
@@ -21,26 +26,20 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool = True) -> st
       repo_id: "user/name" on the Hub, created where needed.
 
     Raises:
-      FileNotFoundError: the folder holds no export.
-      ModuleNotFoundError: huggingface_hub is not installed.
-      ConnectionError: the Hub refused or could not be reached.
+      NotFound: the folder holds no export.
+      NotInstalled: huggingface_hub is not installed.
+      Unusable: the Hub refused or could not be reached.
     """
     folder = Path(folder).expanduser()
     about = weights.description(folder)
     if about is None:
-        raise FileNotFoundError(f"{folder} holds no export: no {weights.DESCRIPTION}")
-    try:
-        from huggingface_hub import HfApi
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "pushing needs huggingface_hub, which is not installed; run:"
-            ' pip install "vicreg_jax[hub]"'
-        ) from error
+        raise NotFound(f"{folder} holds no export: no {weights.DESCRIPTION}")
+    library = require("huggingface_hub", "pushing", install=INSTALL)
     if not (folder / CARD).exists():
         text = card(about, results(folder, Path(about["source"])), repo_id=repo_id)
-        (folder / CARD).write_text(text)
+        files.write(folder / CARD, text)
     try:
-        api = HfApi()
+        api = library.HfApi()
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repo_id,
@@ -49,10 +48,9 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool = True) -> st
             commit_message=f"Encoder of vicreg_jax {about['version']}",
         )
     except Exception as error:  # of the Hub, the network, or a missing sign-in
-        line = " ".join(str(error).split())[:200]
-        raise ConnectionError(
-            f"{repo_id} was not uploaded: {line}; is the name user/name right, and did"
-            " you sign in (hf auth login)?"
+        raise Unusable(
+            f"{repo_id} was not uploaded: {one_line(error)}; is the name user/name"
+            " right, and did you sign in (hf auth login)?"
         ) from error
     return str(url)
 
@@ -83,13 +81,72 @@ def card(
       about: encoder.json of the export.
       results: contents of result.json of its evaluations.
       repo_id: where the encoder will be, for the lines that load it.
+
+    Raises:
+      NotInstalled: huggingface_hub is not installed.
     """
+    library = require("huggingface_hub", "a model card", install=INSTALL)
+    name = repo_id.rpartition("/")[2]
+    evaluations = [
+        library.EvalResult(
+            task_type="image-classification",
+            task_name=result["task"],
+            dataset_type=result["data"],
+            dataset_name=result["data"],
+            metric_type="accuracy" if "top-" in metric else metric,
+            metric_name=f"{result['name']}: {metric}",
+            metric_value=value,
+        )
+        for result in results
+        for metric, value in result["results"].items()
+    ]
+    data = library.ModelCardData(
+        library_name="vicreg_jax",
+        pipeline_tag="image-feature-extraction",
+        tags=["self-supervised-learning", "vicreg", "jax", "flax"],
+        model_name=name,
+        eval_results=evaluations or None,
+    )
+    text = _text(about, results, repo_id=repo_id)
+    return f"---\n{LICENCE}\n{data.to_yaml()}\n---\n# {name}\n\n{text}"
+
+
+def _text(about, results, *, repo_id):
+    """Returns the card below its title."""
+    lines = [
+        "An image encoder for use with [VICReg](https://arxiv.org/abs/2105.04906)'s"
+        " kind of features: frozen, fine-tuned or as a backbone.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {key} | {value} |" for key, value in _facts(about).items()),
+        "",
+        "## Results",
+        "",
+        *_results(results),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from huggingface_hub import snapshot_download",
+        "from vicreg_jax import loading",
+        "",
+        f'encoder = loading.load(snapshot_download("{repo_id}"))',
+        "features = encoder(images)  # uint8 [n, h, w, c], or floats in [0, 1]",
+        "```",
+        "",
+        f"The encoder normalizes the images. Files: {', '.join(about['files'])}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(about):
     module, config = about["module"], about["config"]
     name = "an encoder of the user's own"
     if module:
         wide = f", {module['width']} times as wide" if module["width"] > 1 else ""
-        stem = f", stem {module['stem']}" if module["stem"] != "imagenet" else ""
-        name = f"{module['name']}{wide}{stem}"
+        stem = module.get("stem", "imagenet")
+        name = f"{module['name']}{wide}{f', stem {stem}' if stem != 'imagenet' else ''}"
     facts = {
         "encoder": name,
         "images": f"{about['image_size']} x {about['image_size']}, in [0, 1], then"
@@ -98,7 +155,7 @@ def card(
         "step": about["step"],
         "written by": f"vicreg_jax {about['version']}",
     }
-    if config:
+    if config and config.keys() >= RECIPE:
         data = config["data"]
         facts |= {
             "data set": data["dataset"] or data["name"],
@@ -110,38 +167,7 @@ def card(
             f" {config['optimizer']['weight_decay']:g}",
             "seed": config["seed"],
         }
-    lines = [
-        "---",
-        "# license: choose one; the data's terms may bind the weights too",
-        "tags: [self-supervised-learning, vicreg, jax, flax]",
-        "---",
-        f"# {repo_id.rpartition('/')[2]}",
-        "",
-        "An image encoder for use with [VICReg](https://arxiv.org/abs/2105.04906)'s"
-        " kind of features: frozen, fine-tuned or as a backbone.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in facts.items() if value is not None),
-        "",
-        "## Results",
-        "",
-        *_results(results),
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from huggingface_hub import snapshot_download",
-        "from vicreg_jax import checkpoint",
-        "",
-        f'loaded = checkpoint.load(snapshot_download("{repo_id}"))',
-        "features = loaded.module.apply(loaded.variables, images, train=False)",
-        "```",
-        "",
-        "`images` are float32 [n, h, w, c], normalized as above. Files:"
-        f" {', '.join(about['files'])}.",
-    ]
-    return "\n".join(lines) + "\n"
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _result(path):
@@ -150,8 +176,7 @@ def _result(path):
         found = json.loads(path.read_text())
     except ValueError:
         return None
-    known = isinstance(found, dict) and {"checkpoint", "results"} <= found.keys()
-    return found if known else None
+    return found if isinstance(found, dict) and found.keys() >= RESULT else None
 
 
 def _results(results):

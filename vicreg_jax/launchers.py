@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from vicreg_jax.refusals import Refusal
+
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 NOTEBOOKS = ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "JPY_PARENT_PID")
 TPU_PORT = 8482  # any that is free would do; jax itself takes this one
@@ -32,31 +34,32 @@ def wanted(environ: Mapping[str, str]) -> dict[str, Any] | None:
 
     The three JAX_ variables together (or JOB_COMPLETION_INDEX as the third) override a
     launcher; fewer must agree with what Open MPI, else SLURM, else the TPU says,
-    which gives the rest. Of the three jax itself reads only the address. It would find
+    which gives the rest. Of the three jax 0.10.2 reads only the address. It would find
     SLURM by itself, but take one GPU where a task has several, the same port for two
-    steps of a job, and could wait in a shell of `salloc` for tasks never started.
+    steps of a job, the wrong host of `r[1-2]n[04-07]`, and could wait in a shell of
+    `salloc` for tasks never started.
 
     Raises:
-      ValueError: one line on what is incomplete, contradictory or impossible.
+      Refusal: one line on what is incomplete, contradictory or impossible.
 
     Source: `jax.distributed.initialize` and "Multi-process programs" of docs.jax.dev;
     srun(1), output environment variables; kubernetes.io, Jobs, completion mode.
     """
     address = environ.get(NAMES[0])
     if address is not None and not _port(address):
-        raise ValueError(
+        raise Refusal(
             f"{NAMES[0]}={address!r}; expected HOST:PORT of process 0, such as"
             " node1:8476"
         )
     processes, own = (_integer(environ, name) for name in NAMES[1:])
     if processes == 0:
-        raise ValueError(f"{NAMES[1]}=0; expected 1 or more")
+        raise Refusal(f"{NAMES[1]}=0; expected 1 or more")
     if processes == 1 and not own:
         return None
     name = NAMES[2] if own is not None else "JOB_COMPLETION_INDEX"
     process = _integer(environ, name)
     if processes and process is not None and process >= processes:
-        raise ValueError(
+        raise Refusal(
             f"{name}={process}, but {NAMES[1]}={processes}; processes are numbered from"
             f" 0 to {processes - 1}"
         )
@@ -70,7 +73,7 @@ def wanted(environ: Mapping[str, str]) -> dict[str, Any] | None:
     for name, given in zip(NAMES[1:], (processes, own), strict=True):
         said = launched.processes if name == NAMES[1] else launched.process
         if None not in (given, said) and given != said:
-            raise ValueError(
+            raise Refusal(
                 f"{name}={given}, but {launched.name} says {said}; unset it, or set"
                 f" {', '.join(NAMES)} all three"
             )
@@ -109,7 +112,7 @@ def idle_gpus(
       present: GPUs that nvidia-smi lists, None where it cannot tell.
 
     Raises:
-      ValueError: the GPUs of the machine cannot be divided among its processes.
+      Refusal: the GPUs of the machine cannot be divided among its processes.
     """
     chosen = ("JAX_LOCAL_DEVICE_IDS", "JAX_CUDA_VISIBLE_DEVICES")
     given, source = present, "of nvidia-smi"
@@ -137,7 +140,7 @@ def _integer(environ, name):
     if text is None:
         return None
     if not re.fullmatch("[0-9]+", text):
-        raise ValueError(f"{name}={text!r}; expected an integer, 0 or more")
+        raise Refusal(f"{name}={text!r}; expected an integer, 0 or more")
     return int(text)
 
 
@@ -169,7 +172,7 @@ def _refuse_incomplete(*values):
     both = list(zip(names, values, strict=True))
     missing = " and ".join(name for name, value in both if value is None)
     there = " and ".join(name for name, value in both if value is not None)
-    raise ValueError(
+    raise Refusal(
         f"{there} without {missing}, and no launcher (srun, mpirun, a TPU) tells; set"
         f" all three, or {NAMES[1]}=1 for a process alone"
     )
@@ -198,7 +201,7 @@ def _slurm(environ):
     if "SLURM_STEP_NODELIST" not in environ:
         nodes = _integer(environ, "SLURM_JOB_NUM_NODES") or 1
         if nodes > 1:
-            raise ValueError(
+            raise Refusal(
                 f"this SLURM job has {nodes} nodes and the program was started on one;"
                 f" put srun before it, or set {NAMES[1]}=1 to leave the others idle"
             )
@@ -225,7 +228,7 @@ def _tpu(environ):
         processes = _length(hosts)
         process = _integer(environ, "TPU_WORKER_ID") or 0
         if process >= processes:
-            raise ValueError(
+            raise Refusal(
                 f"TPU_WORKER_ID={process}, but the TPU has {processes} hosts: {hosts}"
             )
         first = hosts.split(",")[0].split(":")[0]
@@ -265,7 +268,7 @@ def _share(environ, gpus):
     if bound or processes in (None, 1):
         return range(gpus)
     if gpus % processes:
-        raise ValueError(
+        raise Refusal(
             f"{gpus} GPUs cannot be divided among the {processes} processes of this"
             f" machine; start {gpus} (srun --ntasks-per-node={gpus}) or 1"
         )

@@ -33,6 +33,13 @@ def lars(
 
     Source: arXiv:1708.03888; facebookresearch/vicreg main_vicreg.py; for `clip`
     NVIDIA Apex LARC and solo-learn's LARS (with clip_lr).
+
+    Example:
+      >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+      >>> tx = lars(0.1, weight_decay=1e-6)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> print(*(f"{updates[name].max():.4f}" for name in ("kernel", "bias")))
+      -0.0001 -0.1000
     """
     if clip:
         scale = _larc(learning_rate, weight_decay, trust_coefficient)
@@ -51,7 +58,17 @@ def lars(
 def adamw(
     learning_rate: optax.ScalarOrSchedule, *, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Returns optax's AdamW; tensors of one dimension get no weight decay."""
+    """Returns optax's AdamW; tensors of one dimension get no weight decay.
+
+    Example:
+      >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+      >>> zeros = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+      >>> tx = adamw(0.1, weight_decay=0.5)
+      >>> with jax.numpy_dtype_promotion("standard"):  # optax counts in integers
+      ...     updates, state = tx.update(zeros, tx.init(params), params)
+      >>> print(*(f"{updates[name].max():.4f}" for name in ("kernel", "bias")))
+      -0.0500 -0.0000
+    """
     return optax.adamw(learning_rate, weight_decay=weight_decay, mask=matrices)
 
 
@@ -86,6 +103,13 @@ def warmup_cosine(
       ValueError: the warm-up is not shorter than the run, or starts above the peak.
 
     Source: arXiv:2105.04906, sec. 4.2; facebookresearch/vicreg adjust_learning_rate.
+
+    Example:
+      >>> schedule = warmup_cosine(
+      ...     base_lr=0.2, batch_size=2048, epochs=100, steps_per_epoch=625
+      ... )
+      >>> print(*(f"{schedule(625 * epoch):.4f}" for epoch in (0, 5, 10, 55, 100)))
+      0.0000 0.8000 1.6000 0.8008 0.0016
     """
     peak = base_lr * batch_size / 256
     warmup, total = warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
@@ -99,21 +123,16 @@ def warmup_cosine(
             f"the warm-up must be shorter than the run; got {warmup_epochs} of"
             f" {epochs} epochs"
         )
-
     if not 0 <= warmup_start <= peak:
         raise ValueError(
             f"the warm-up must start between 0 and the peak, {peak:g}; warmup_start is"
             f" {warmup_start:g}"
         )
-
-    def schedule(step):
-        step = jnp.asarray(step).astype(float)
-        rising = warmup_start / peak + (1 - warmup_start / peak) * step / max(warmup, 1)
-        done = jnp.clip((step - warmup) / (total - warmup), 0, 1)
-        falling = end_scale + (1 - end_scale) * (1 + jnp.cos(jnp.pi * done)) / 2
-        return peak * jnp.where(step < warmup, rising, falling)
-
-    return schedule
+    schedule = optax.warmup_cosine_decay_schedule(
+        warmup_start, peak, warmup, total, end_scale * peak
+    )
+    # Strict promotion lets no integer count meet a float.
+    return lambda step: schedule(jnp.asarray(step).astype(float))
 
 
 class _LarcState(NamedTuple):

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vicreg_jax.refusals import one_line
+
 LONGEST = 4000  # bytes of a line
 _ASKED = itertools.count()
 
@@ -58,8 +60,3 @@ def devices() -> str:
     return (
         f"{devices} device{'s' * (devices > 1)} of {count} process{'es' * (count > 1)}"
     )
-
-
-def one_line(error: Exception) -> str:
-    """Returns what an error says, shortened; its kind if it says nothing."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -27,7 +27,7 @@ class Stop:
 
     Args:
       together: of several processes. The runtime of `jax.distributed` has the SIGTERM
-        of any of them and makes all stop at the same step (`Checkpoints.preempted`);
+        of any of them and makes all stop at the same step (`processes.preempted`);
         the other signals are passed on as that one.
     """
 

@@ -10,79 +10,85 @@ from typing import Any
 
 import jax
 
-from vicreg_jax import config as configs
+from vicreg_jax import files, json_lines
 from vicreg_jax.config import Config
-from vicreg_jax.protocol import Protocol
+from vicreg_jax.protocol import Evaluation
+from vicreg_jax.refusals import Refusal, Unusable, one_line
 
 
-def claim(
-    workdir: str | os.PathLike, config: Config | Protocol, *, schema: Any = configs
-) -> Path:
-    """Returns the workdir, created, for this config; refuses one of another run.
+def claim(workdir: str | os.PathLike, config: Config | Evaluation) -> Path:
+    """Returns the workdir, created, for this config.
 
-    Args:
-      schema: the module of the config, `config` or `protocol`.
+    Raises:
+      Refusal: it is in a bucket, or holds another run.
+      Unusable: it cannot be made, or its config.json is missing or damaged.
     """
-    if re.match(r"\w{2,}:/", str(workdir)):  # a Path has lost the second slash
-        raise ValueError(
-            f"the workdir must be a folder, of a mounted bucket perhaps; got {workdir}"
+    if re.match(r"\w{2,}:/", str(workdir)):
+        whole = re.sub(":/+", "://", str(workdir), count=1)  # a Path has lost a slash
+        raise Refusal(
+            f"the workdir must be a folder, of a mounted bucket perhaps; got {whole}"
         )
     workdir = Path(workdir).expanduser()
+    try:
+        old = _config_of_run(workdir, type(config))
+        workdir.mkdir(parents=True, exist_ok=True)
+    except Unusable:
+        raise
+    except OSError as error:
+        raise Unusable(
+            f"the workdir {workdir} cannot be made: {error.strerror}"
+        ) from error
+    differences = old.differences(config) if old else []
+    if differences:
+        raise Refusal(
+            f"{workdir} holds another run: {'; '.join(differences)}. Choose another"
+            " --workdir, or give the old values to continue it"
+        )
+    return workdir
+
+
+def _config_of_run(workdir, kind):
+    """Returns the config of what was begun in a folder, None where nothing was."""
     path, record = workdir / "config.json", workdir / "metrics.jsonl"
     begun = any(workdir.glob("checkpoints/[0-9]*"))
     begun = begun or (record.exists() and record.stat().st_size > 0)
     begun = begun or any((workdir / x).exists() for x in ("result.json", "features"))
-    if path.exists() and begun:
-        try:
-            old = schema.parse(json.loads(path.read_text()))
-        except ValueError as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        differences = schema.differences(old, config)
-        if differences:
-            raise ValueError(
-                f"{workdir} holds another run: {'; '.join(differences)}. Choose another"
-                " --workdir, or give the old values to continue it"
-            )
-    elif begun:
-        raise ValueError(f"{workdir} holds a run, but its config.json is missing")
+    if not begun:
+        return None
+    if not path.exists():
+        raise Unusable(f"{workdir} holds a run, but its config.json is missing")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"the workdir {workdir} cannot be made: {error.strerror}"
-        ) from error
-    return workdir
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected fields; got {type(content).__name__}")
+        return kind.parse(content)
+    except (ValueError, RecursionError) as error:
+        raise Unusable(f"{path} cannot be read: {one_line(error)}") from error
 
 
-def write_config(workdir: Path, config: Config | Protocol) -> None:
-    """Writes config.json, whole or not at all."""
-    write_json(workdir / "config.json", asdict(config))
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file, whole or not at all."""
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(draft, path)
+def write_config(workdir: Path, config: Config | Evaluation) -> None:
+    """Writes config.json, whole or not at all. Raises: as `files.write`."""
+    files.write_json(workdir / "config.json", asdict(config))
 
 
 def list_broken(source: Any, workdir: Path, note: Callable[[str], None]) -> None:
     """Adds the files that had to be replaced to bad_examples.jsonl, each once.
 
     Of several processes each has a file for those that it met.
+
+    Raises:
+      Unusable: the file cannot be read or written.
     """
     broken = source.broken
     if not broken:
         return
     number = jax.process_index()
     path = workdir / f"bad_examples{f'_{number}' if number else ''}.jsonl"
-    known = set()
-    if path.exists():
-        known = {json.loads(line)["name"] for line in path.read_text().splitlines()}
-    with path.open("a") as file:
-        for i in sorted(broken):
-            name = str(source.names[i])
-            if name not in known:
-                line = {"name": name, "reason": broken[i]}
-                file.write(json.dumps(line) + "\n")
-    note(f"{len(broken)} images could not be read; {path} lists them")
+    known, damaged = json_lines.read(path, lambda x: isinstance(x.get("name"), str))
+    names = {line["name"] for line in known}
+    for i in sorted(broken):
+        if (name := str(source.names[i])) not in names:
+            known.append({"name": name, "reason": broken[i]})
+    json_lines.write(path, known)
+    more = f"; {damaged} damaged lines of it are dropped" if damaged else ""
+    note(f"{len(broken)} images could not be read; {path} lists them{more}")

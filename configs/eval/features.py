@@ -11,12 +11,10 @@ Cost: one pass over the images and 10,000 augmented views; the same command goes
 Result: files.
 """
 
-from configs.eval import knn
+import ml_collections
 
 
 def get_config():
-    c = knn.get_config()
+    c = ml_collections.ConfigDict()
     c.task = "features"
-    del c.knn
-    c.lidar = dict(images=1000, views=10)
     return c

@@ -9,14 +9,12 @@ Cost: 20 epochs of training.
 Result: the paper has none with all labels.
 """
 
-from configs.eval import linear
+import ml_collections
 
 
 def get_config():
-    c = linear.get_config()
+    c = ml_collections.ConfigDict()
     c.task = "finetune"
     c.epochs = 20
-    c.head.rates = (0.1,)
-    c.head.weight_decay = (0.0,)
-    c.finetune = dict(encoder_rate=0.01)
+    c.head = dict(rates=(0.1,), weight_decay=(0.0,))
     return c

@@ -19,10 +19,6 @@ from configs.eval import linear
 def get_config():
     c = linear.get_config()
     c.epochs = 84
-    c.data.name = "folder"
-    c.data.image_size = 224
-    c.data.shorter_side = 256
-    c.head.rates = (0.005,)
-    c.head.weight_decay = (1e-4,)
-    c.head.drops = (24, 48, 72)
+    c.data = dict(name="folder", image_size=224, shorter_side=256)
+    c.head = dict(rates=(0.005,), weight_decay=(1e-4,), drops=(24, 48, 72))
     return c

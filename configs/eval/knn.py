@@ -18,12 +18,5 @@ import ml_collections
 def get_config():
     c = ml_collections.ConfigDict()
     c.task = "knn"
-    c.checkpoint = ""
-    c.seed = 0
-
-    c.data = dict(name="", path="", dataset="", split="train")
-    c.data.update(test_path="", test_split="", batch_size=256)
-    c.data.update(image_size=0, shorter_side=0, fraction=1.0, names="")
-
-    c.knn = dict(neighbours=(1, 20, 200), temperature=0.07)
+    c.knn = dict(neighbours=(1, 20, 200))
     return c

@@ -21,19 +21,4 @@ import ml_collections
 def get_config():
     c = ml_collections.ConfigDict()
     c.task = "linear"
-    c.checkpoint = ""
-    c.seed = 0
-    c.epochs = 100
-
-    c.data = dict(name="", path="", dataset="", split="train")
-    c.data.update(test_path="", test_split="", batch_size=256)
-    c.data.update(image_size=0, shorter_side=0, fraction=1.0, names="")
-
-    c.augment = dict(crop_scale=(0.08, 1.0), flip=0.5, interpolation="bilinear")
-
-    c.head = dict(rates=(0.02,), weight_decay=(1e-6,), layers=(0,))
-    c.head.update(momentum=0.9, nesterov=False, batch_norm=False, drops=())
-    c.head.update(held_out=0.1, test_every_epoch=False)
-
-    c.guard = dict(skipped_steps=10, broken_images=0.01, stuck_seconds=120.0)
     return c

@@ -14,7 +14,6 @@ from configs.eval import linear
 def get_config():
     c = linear.get_config()
     c.epochs = 10
-    c.head.rates = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-    c.head.weight_decay = (0.0, 1e-4)
-    c.head.layers = (0, 2)
+    c.head = dict(rates=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0))
+    c.head.update(weight_decay=(0.0, 1e-4), layers=(0, 2))
     return c

@@ -13,7 +13,6 @@ from configs.eval import linear
 
 def get_config():
     c = linear.get_config()
-    c.augment.crop_scale = (0.2, 1.0)
-    c.head.rates = (0.03, 0.1, 0.3, 1.0, 3.0)
-    c.head.weight_decay = (0.0,)
+    c.augment = dict(crop_scale=(0.2, 1.0))
+    c.head = dict(rates=(0.03, 0.1, 0.3, 1.0, 3.0), weight_decay=(0.0,))
     return c

@@ -15,10 +15,6 @@ from configs.eval import linear
 def get_config():
     c = linear.get_config()
     c.epochs = 28
-    c.data.name = "folder"
-    c.data.image_size = 224
-    c.data.shorter_side = 256
-    c.head.rates = (0.003,)
-    c.head.weight_decay = (1e-4,)
-    c.head.drops = (4, 8, 12)
+    c.data = dict(name="folder", image_size=224, shorter_side=256)
+    c.head = dict(rates=(0.003,), weight_decay=(1e-4,), drops=(4, 8, 12))
     return c

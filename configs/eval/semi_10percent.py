@@ -18,5 +18,5 @@ from configs.eval import finetune
 
 def get_config():
     c = finetune.get_config()
-    c.data.fraction = 0.1
+    c.data = dict(fraction=0.1)
     return c

@@ -18,7 +18,7 @@ from configs.eval import finetune
 
 def get_config():
     c = finetune.get_config()
-    c.data.fraction = 0.01
+    c.data = dict(fraction=0.01)
     c.head.rates = (0.08,)
-    c.finetune.encoder_rate = 0.03
+    c.finetune = dict(encoder_rate=0.03)
     return c

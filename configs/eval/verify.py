@@ -17,8 +17,6 @@ from configs.eval import knn
 
 def get_config():
     c = knn.get_config()
-    c.data.name = "folder"
-    c.data.image_size = 224
-    c.data.shorter_side = 256
+    c.data = dict(name="folder", image_size=224, shorter_side=256)
     c.knn.neighbours = (20, 200)
     return c

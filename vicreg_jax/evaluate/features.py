@@ -4,23 +4,23 @@ import functools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from vicreg_jax import processes, sharding, workdirs
+from vicreg_jax import files, processes, sharding
 from vicreg_jax.config import Data
 from vicreg_jax.data import pixels
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.data.source import Source, as_source
 from vicreg_jax.refusals import Refusal
+from vicreg_jax.weights import Encoder
 
 BATCH = 256
 ROWS = 2**16  # of a file
@@ -36,34 +36,33 @@ class Features(NamedTuple):
 
 
 def encode(
-    encoder: nn.Module,
-    variables: Mapping[str, Any],
+    encoder: Encoder,
     images: Any,
-    data: Data,
     *,
-    shorter_side: int = 0,
     rows: np.ndarray | None = None,
+    shorter_side: int = 0,
     mesh: Mesh | None = None,
 ) -> np.ndarray:
     """Returns the representations of images, float32 [n, f], by all devices.
 
     Args:
       images: a `Source` or what `as_source` makes one of: arrays uint8 [n, h, w, c],
-        seen whole, or files, of which the centre is seen.
-      data: its image_size, mean and std say what the encoder sees.
+        seen whole, or files, of which the centre is seen; either at the encoder's
+        image size.
       shorter_side: of files before the centre is cut out; by default 8/7 image_size.
       rows: int [n], which images; by default all.
       mesh: by default over all devices.
 
     Raises:
-      Refusal: a file cannot be read.
+      Refusal: the encoder's image size is not known, or a file cannot be read.
     """
+    data = Data(image_size=encoder.known_size(), mean=encoder.mean, std=encoder.std)
 
     def apply(variables, views):
-        return encoder.apply(variables, views, train=False)
+        return encoder.module.apply(variables, views, train=False)
 
-    source, how = as_source(images), dict(shorter_side=shorter_side, rows=rows)
-    found = stream(apply, variables, source, data, mesh=mesh, **how)
+    how = dict(shorter_side=shorter_side, rows=rows, mesh=mesh)
+    found = stream(apply, encoder.variables, as_source(images), data, **how)
     return np.concatenate(list(found))
 
 
@@ -206,7 +205,7 @@ def _claim(folder, facts):
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / "index.json"
     if not index.exists():
-        workdirs.write_json(index, facts)
+        files.write_json(index, facts)
     elif (found := json.loads(index.read_text())) != facts:
         other = [name for name in facts if found.get(name) != facts[name]]
         raise ValueError(

@@ -11,8 +11,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
-from vicreg_jax.models.resnet import Block
 from vicreg_jax.protocol import Head
 
 EPS, DECAY = 1e-5, 0.9  # of BatchNorm, as in PyTorch
@@ -36,26 +36,26 @@ def features(
     """Returns what the heads see, "0" -> float32 [n, f] and so on, in inference mode.
 
     Layer 0 is the representation; layer k the outputs of the last k residual blocks,
-    averaged over the image and joined.
+    averaged over the image and joined. An encoder that has blocks tells their names in
+    order, `encoder.block_names()`.
 
     Raises:
       ValueError: the encoder has fewer residual blocks.
     """
-    output, kept = encoder.apply(
-        variables,
-        images,
-        train=False,
-        capture_intermediates=lambda module, _: isinstance(module, Block),
-        mutable=["intermediates"],
-    )
-    found = kept.get("intermediates", {})
-    # layer1_0, layer1_1, ... in order: stages have up to 36 blocks.
-    names = sorted(found, key=lambda name: [int(x) for x in name[5:].split("_")])
+    names = encoder.block_names() if hasattr(encoder, "block_names") else []
     if len(names) < max(layers):
         raise ValueError(
             f"config.head.layers asks for the last {max(layers)} residual blocks; the"
             f" encoder has {len(names)}; use 0, its representation"
         )
+    output, kept = encoder.apply(
+        variables,
+        images,
+        train=False,
+        capture_intermediates=lambda module, _: module.name in names,
+        mutable=["intermediates"],
+    )
+    found = kept.get("intermediates", {})
     pooled = [jnp.mean(found[name]["__call__"][0], axis=(1, 2)) for name in names]
     result = {}
     for k in layers:
@@ -117,9 +117,9 @@ def logits(
 
 def losses(scores: jax.Array, labels: jax.Array) -> jax.Array:
     """Returns the mean cross-entropy of each head, [heads], of scores [heads, n, c]."""
-    logs = jax.nn.log_softmax(scores, axis=-1)
-    picked = jnp.take_along_axis(logs, labels[None, :, None], axis=-1)
-    return -jnp.mean(picked, axis=(1, 2))
+    labels = jnp.broadcast_to(labels, scores.shape[:2])
+    each = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+    return jnp.mean(each, axis=1)
 
 
 def sgd(
@@ -140,12 +140,10 @@ def sgd(
       rates, decays: trees like `params`, of arrays that broadcast against its leaves.
     """
     grads = jax.tree.map(lambda g, p, d: g + d * p, grads, params, decays)
-    momenta = jax.tree.map(lambda m, g: momentum * m + g, momenta, grads)
-    steps = momenta
-    if nesterov:
-        steps = jax.tree.map(lambda m, g: momentum * m + g, momenta, grads)
+    trace = optax.trace(momentum, nesterov)
+    steps, state = trace.update(grads, optax.TraceState(momenta))
     params = jax.tree.map(lambda p, s, r: p - r * s, params, steps, rates)
-    return params, momenta
+    return params, state.trace
 
 
 def keep_finite(
@@ -200,8 +198,7 @@ def factor(epoch: jax.Array, *, epochs: int, drops: tuple[int, ...]) -> jax.Arra
     Half a cosine to zero, by the epoch, as in the authors' evaluation; or a tenth after
     each of the epochs `drops`.
     """
-    epoch = jnp.asarray(epoch, jnp.float32)
+    schedule = optax.cosine_decay_schedule(1.0, epochs)
     if drops:
-        passed = jnp.asarray(drops, jnp.float32) <= epoch
-        return 0.1 ** jnp.sum(passed.astype(jnp.float32))
-    return (1 + jnp.cos(jnp.pi * epoch / epochs)) / 2
+        schedule = optax.piecewise_constant_schedule(1.0, dict.fromkeys(drops, 0.1))
+    return schedule(jnp.asarray(epoch, jnp.float32))

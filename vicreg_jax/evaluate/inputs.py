@@ -15,7 +15,7 @@ from vicreg_jax.data.encoded import ImageFiles, read_file
 from vicreg_jax.data.source import Source, count_classes
 from vicreg_jax.data.sources import load_splits
 from vicreg_jax.evaluate.multilabel import read_multilabel
-from vicreg_jax.protocol import Protocol
+from vicreg_jax.protocol import Evaluation
 from vicreg_jax.refusals import Refusal
 
 # Of encoders that no run of ours has trained.
@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(
-    protocol: Protocol,
+    protocol: Evaluation,
     trained: Config | None,
     *,
     mean: tuple[float, ...],
@@ -87,7 +87,7 @@ def inputs(
 
 
 def multilabel_inputs(
-    protocol: Protocol,
+    protocol: Evaluation,
     trained: Config | None,
     *,
     mean: tuple[float, ...],

@@ -4,9 +4,8 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +14,9 @@ from vicreg_jax.config import Config
 from vicreg_jax.data import plan
 from vicreg_jax.data.source import Splits
 from vicreg_jax.evaluate.features import encode
-from vicreg_jax.metrics import Z95
+from vicreg_jax.refusals import Refusal
+from vicreg_jax.uncertainty import margin
+from vicreg_jax.weights import Encoder
 
 
 class Accuracy(NamedTuple):
@@ -31,26 +32,26 @@ def check(splits: Splits, config: Config) -> None:
     """Raises, before any training, what would stop `few_labels` after it.
 
     Raises:
-      ValueError: a split without labels or of files, or more labels asked for than a
+      Refusal: a split without labels or of files, or more labels asked for than a
         class has.
       ModuleNotFoundError: scikit-learn is not installed.
     """
     train, test = splits
     given = [x for x in (train, test) if x is not None and x.array is not None]
     if len(given) < 2 or train.labels is None or test.labels is None:
-        raise ValueError(
+        raise Refusal(
             "config.evaluate.draws needs arrays with labels and a labelled test split;"
             f" the data {config.data.name!r} lacks them; set config.evaluate.draws=0"
         )
     if train.array.shape[1:] != test.array.shape[1:]:
-        raise ValueError(
+        raise Refusal(
             f"training and test images differ: {train.array.shape} and"
             f" {test.array.shape}; expected the same height, width and channels"
         )
     most = max(config.evaluate.labels_per_class, default=0)
     fewest = np.unique(train.labels, return_counts=True)[1].min()
     if most > fewest:
-        raise ValueError(
+        raise Refusal(
             f"config.evaluate.labels_per_class asks for {most}; a class has only"
             f" {fewest}"
         )
@@ -67,10 +68,7 @@ def check_installed() -> None:
 
 
 def few_labels(
-    splits: Splits,
-    encoder: nn.Module,
-    variables: Mapping[str, Mapping[str, Any]],
-    config: Config,
+    splits: Splits, encoders: Mapping[str, Encoder], config: Config
 ) -> list[Accuracy]:
     """Returns the accuracies of raw pixels, whitened pixels and encoders.
 
@@ -81,10 +79,10 @@ def few_labels(
     logistic regression with scikit-learn's default L2 penalty, C = 1.
 
     Args:
-      variables: name -> variables of the encoder, one row each.
+      encoders: by name, one row each.
 
     Raises:
-      ValueError, ModuleNotFoundError: see `check`.
+      Refusal: see `check`.
     """
     check(splits, config)
     train, test = splits
@@ -97,10 +95,8 @@ def few_labels(
     draws[0] = [np.arange(len(train.labels))]
     rows = {"raw pixels": (_flat(train.array), _flat(test.array))}
     rows["PCA-whitened pixels"] = _whitened(*rows["raw pixels"])
-    for name, weights in variables.items():
-        rows[name] = tuple(
-            encode(encoder, weights, images, config.data) for images in splits
-        )
+    for name, encoder in encoders.items():
+        rows[name] = tuple(encode(encoder, images) for images in splits)
     results = []
     for name, (a, b) in rows.items():
         mean, scale = a.mean(axis=0), np.sqrt(a.var(axis=0).mean())
@@ -130,7 +126,7 @@ def gains(
     }
     result = {}
     for key, d in differences.items():
-        error = Z95 * d.std(ddof=1) / np.sqrt(len(d)) if len(d) > 1 else 0.0
+        error = margin(d)
         result[key] = (d.mean(), d.mean() - error, d.mean() + error)
     return result
 

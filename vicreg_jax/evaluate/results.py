@@ -8,11 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from vicreg_jax import workdirs
+from vicreg_jax import files, models
 from vicreg_jax.evaluate.inputs import Inputs
-from vicreg_jax.metrics import interval
-from vicreg_jax.models.resnet import LAYERS, ResNet
-from vicreg_jax.protocol import Protocol
+from vicreg_jax.protocol import Evaluation
+from vicreg_jax.uncertainty import interval
 
 # Of VICReg on ImageNet by encoder and width, in per cent. Source: arXiv:2105.04906,
 # tables 1, 9, 10 and 11. The paper does not say at which temperature neighbours vote.
@@ -38,19 +37,19 @@ def published(task: str, module: Any, found: Inputs) -> dict[str, float]:
       task: of the protocol, of fine-tuning with the share of labels.
     """
     tested = len(found.test) if found.test else 0
-    if (found.classes, tested) != IMAGENET or not isinstance(module, ResNet):
+    spec = models.spec(module)
+    if (found.classes, tested) != IMAGENET or spec is None:
         return {}
     part = len(found.kept) < len(found.train)
     if part and not task.startswith("finetune"):
         return {}
-    names = [name for name, layers in LAYERS.items() if layers == module.layers]
-    return PUBLISHED.get((task, names[0], module.width), {}) if names else {}
+    return PUBLISHED.get((task, spec["name"], spec["width"]), {})
 
 
 def write(
     workdir: Path,
     name: str,
-    protocol: Protocol,
+    protocol: Evaluation,
     results: Mapping[str, float],
     *,
     data: str,
@@ -77,7 +76,7 @@ def write(
         "published": dict(published),
         "notes": list(notes),
     }
-    workdirs.write_json(workdir / "result.json", content)
+    files.write_json(workdir / "result.json", content)
     show(content)
 
 

@@ -16,7 +16,7 @@ from vicreg_jax.data import batches, plan, views
 from vicreg_jax.evaluate import heads
 from vicreg_jax.evaluate.features import checksum, stream
 from vicreg_jax.evaluate.inputs import Inputs, held_out
-from vicreg_jax.protocol import Protocol
+from vicreg_jax.protocol import Evaluation
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.state import TrainState
 
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 def fit(
-    protocol: Protocol,
+    protocol: Evaluation,
     workdir: Path,
     encoder: nn.Module,
     variables: Any,

@@ -12,9 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vicreg_jax import checkpoint, devices, weights, workdirs
-from vicreg_jax import protocol as protocols
-from vicreg_jax.checkpoint import Loaded
+from vicreg_jax import devices, files, loading, weights, workdirs
 from vicreg_jax.config import Augment
 from vicreg_jax.data import plan
 from vicreg_jax.evaluate import (
@@ -36,12 +34,13 @@ from vicreg_jax.evaluate.inputs import (
     multilabel_inputs,
     need_labels,
 )
-from vicreg_jax.protocol import Protocol
+from vicreg_jax.protocol import Evaluation
+from vicreg_jax.weights import Encoder
 
 DIAGNOSED = 25_600  # images at most, as many as RankMe's authors take
 
 
-def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
+def run(protocol: Evaluation, workdir: Path, *, name: str) -> None:
     """Does the protocol's task, or goes on with it; a finished one is only shown.
 
     Of several processes (`jax.distributed`) each calls it alike, with a workdir that
@@ -55,13 +54,14 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
         workdir, before anything is written.
     """
     devices.mesh()
-    loaded = checkpoint.load(protocol.checkpoint)
-    _need_image_size(protocol, loaded)
+    loaded = loading.load(protocol.checkpoint)
     choose = multilabel_inputs if protocol.task == "svm" else inputs
-    found = choose(protocol, loaded.config, mean=loaded.mean, std=loaded.std)
+    size = protocol.data.image_size or loaded.known_size()
+    sized = replace(protocol, data=replace(protocol.data, image_size=size))
+    found = choose(sized, loaded.config, mean=loaded.mean, std=loaded.std)
     if protocol.task != "features":
         need_labels(found)
-    workdir = workdirs.claim(workdir, protocol, schema=protocols)
+    workdir = workdirs.claim(workdir, protocol)
     finished = results.read(workdir)
     if finished and finished["step"] != loaded.step:
         raise ValueError(
@@ -73,19 +73,6 @@ def run(protocol: Protocol, workdir: Path, *, name: str) -> None:
             results.show(finished)
         return
     TASKS[protocol.task](protocol, workdir, loaded, found, name)
-
-
-def _need_image_size(protocol, loaded):
-    """Raises where 224 pixels, which a file that does not say is taken for, are wrong.
-
-    An encoder for small images would see them enlarged, and be worse than it is.
-    """
-    stem = getattr(loaded.module, "stem", "imagenet")
-    if not (loaded.config or protocol.data.image_size or stem == "imagenet"):
-        raise ValueError(
-            f"{protocol.checkpoint} does not say of which size its images were, and its"
-            f" stem {stem!r} is for small ones; give config.data.image_size, such as 32"
-        )
 
 
 def linear(protocol, workdir, loaded, found, name):
@@ -216,7 +203,7 @@ def write_features(protocol, workdir, loaded, found, name):
     facts = {"images": len(chosen)}
     seen = joined["representations"], joined.get("embeddings")
     facts |= diagnostics.diagnose(*seen, pairs=pairs)
-    workdirs.write_json(workdir / "diagnostics.json", facts)
+    files.write_json(workdir / "diagnostics.json", facts)
     console = Console()
     for key, value in facts.items():
         if not isinstance(value, list):
@@ -254,7 +241,7 @@ def _drawn(protocol, count, at_most):
     return plan.permutation(protocol.seed, 0, count)[:at_most]
 
 
-def _views(protocol, loaded: Loaded, found: Inputs) -> np.ndarray:
+def _views(protocol, loaded: Encoder, found: Inputs) -> np.ndarray:
     """Returns representations [n, q, f] of views, augmented as in the encoder's run."""
     augment = loaded.config.augment if loaded.config else Augment()
     if found.train.names is None:
@@ -282,7 +269,7 @@ def _bar(text, total):
         yield lambda done: bar.update(task, completed=done)
 
 
-def _parts(protocol, workdir, part, loaded: Loaded, found: Inputs, *, apply=None):
+def _parts(protocol, workdir, part, loaded: Encoder, found: Inputs, *, apply=None):
     """Yields the features of a part of the data, kept in the workdir."""
     if _is_first():
         workdirs.write_config(workdir, protocol)

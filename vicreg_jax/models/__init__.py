@@ -5,6 +5,8 @@ An encoder is any Linen module with `apply(variables, images [n, h, w, c], train
 say so by `takes_views`.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -13,7 +15,15 @@ from vicreg_jax.models.heads import Expander, JointEmbedding
 from vicreg_jax.models.norm import BatchNorm
 from vicreg_jax.models.resnet import LAYERS, STEMS, ResNet
 
-__all__ = ["ENCODERS", "BatchNorm", "Expander", "JointEmbedding", "ResNet", "create"]
+__all__ = [
+    "ENCODERS",
+    "BatchNorm",
+    "Expander",
+    "JointEmbedding",
+    "ResNet",
+    "create",
+    "spec",
+]
 
 ENCODERS = ("digits", *LAYERS)
 
@@ -24,7 +34,7 @@ def create(
     width: int = 1,
     stem: str = "imagenet",
     zero_init_residual: bool = True,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: jnp.dtype | str = jnp.float32,
 ) -> nn.Module:
     """Returns an encoder by name.
 
@@ -49,8 +59,29 @@ def create(
         raise ValueError(f"the width is a whole number of at least 1; got {width}")
     if stem not in STEMS:
         raise ValueError(f"no stem {stem!r}; there are {', '.join(STEMS)}")
+    dtype = jnp.dtype(dtype)
     if name == "digits":
         return DigitsEncoder(width=width, dtype=dtype)
     return ResNet(
         LAYERS[name], width=width, stem=stem, zero_init=zero_init_residual, dtype=dtype
     )
+
+
+def spec(module: nn.Module) -> dict[str, Any] | None:
+    """Returns the arguments of `create` that make this module, as JSON.
+
+    None for a module of the user's own, of whatever class.
+
+    >>> spec(create("digits", width=2))
+    {'name': 'digits', 'width': 2, 'dtype': 'float32'}
+    """
+    names = []
+    if type(module) is DigitsEncoder:
+        names, options = ["digits"], {}
+    elif type(module) is ResNet:
+        names = [name for name, layers in LAYERS.items() if layers == module.layers]
+        options = {"stem": module.stem, "zero_init_residual": module.zero_init}
+    if not names:
+        return None
+    dtype = jnp.dtype(module.dtype).name
+    return {"name": names[0], "width": module.width, **options, "dtype": dtype}

@@ -104,6 +104,11 @@ class ResNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     takes_views = True
 
+    def block_names(self) -> list[str]:
+        """Returns the names of the residual blocks, in order."""
+        stages, _ = self.layers
+        return [f"layer{i}_{j}" for i, n in enumerate(stages, 1) for j in range(n)]
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         stages, bottleneck = self.layers

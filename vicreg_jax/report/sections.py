@@ -1,293 +1,341 @@
-"""The sections of the page: what is drawn, and how it is to be read."""
+"""What the sections of the page draw and tabulate; their words are the template's."""
 
-from html import escape
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 
+from vicreg_jax import fields, methods
+from vicreg_jax.config import Config
 from vicreg_jax.methods import health
-from vicreg_jax.report import figures, maps, pictures, tables
-from vicreg_jax.report.figures import Drawn, Reference, curve, short
-from vicreg_jax.report.maps import Gallery
-from vicreg_jax.report.records import Record, is_number
+from vicreg_jax.report import charts
+from vicreg_jax.report import map as maps
+from vicreg_jax.report.charts import Reference, curve, short
+from vicreg_jax.report.read import Gallery, Record, is_number
+from vicreg_jax.uncertainty import interval, margin
+
+Section = dict[str, Any]  # "panels": drawings by the names of their files; and numbers
 
 
-class Figure(NamedTuple):
-    panels: dict[str, Drawn]  # name of its file -> drawing
-    caption: str  # HTML
-    layout: str = "panels"  # class of the page's style sheet
-    extra: str = ""  # HTML
+def compose(record: Record, gallery: Gallery | None) -> dict[str, Section]:
+    """Returns what the page shows, by section; one that has no data is empty."""
+    return {
+        "head": head(record),
+        "loss": loss(record),
+        "spread": spread(record),
+        "spectrum": spectrum(record),
+        "speed": speed(record),
+        "evaluation": evaluation(record),
+        "few_labels": few_labels(record.few_labels),
+        "feature_map": feature_map(gallery) if gallery else {},
+        "neighbours": neighbours(gallery) if gallery else {},
+        "views": views(gallery) if gallery and len(gallery.views) else {},
+        "settings": settings(record.config),
+    }
 
 
-class Table(NamedTuple):
-    html: str
-    caption: str  # HTML
+def head(record: Record) -> Section:
+    """Returns the verdict, the last numbers and what was trained."""
+    return {
+        "verdict": _verdict(record),
+        "tiles": _tiles(record),
+        "facts": {name: _text(value) for name, value in _facts(record).items()},
+    }
 
 
-Part = Figure | Table | str  # str is HTML
-
-
-def loss(record: Record) -> list[Part]:
-    n, d = record.config.data.batch_size, record.config.model.expander[-1]
-    weights = dict(record.config.loss)
+def loss(record: Record) -> Section:
+    """Returns curves of the loss and of its terms, whatever they are."""
+    weights = {name: weight for name, weight in record.weights.items() if weight > 0}
     panels = _curves(record, {"loss": ("Loss", {})})
-    parts = {name: w for name, w in weights.items() if w > 0}
-    steps, values = _columns(record, *parts)
-    if len(steps) and len(parts) > 1:
-        weighted = {
-            name: weight * value
-            for (name, weight), value in zip(parts.items(), values, strict=True)
-        }
-        panels["shares"] = figures.shares(
-            "Share of each weighted term", steps, weighted
-        )
-    panels |= _curves(record, {name: (name.capitalize(), {}) for name in weights})
+    steps, values = _columns(record, *weights)
+    parts = {
+        name: weight * value
+        for (name, weight), value in zip(weights.items(), values, strict=True)
+    }
+    positive = all(np.all(part >= 0) for part in parts.values())
+    if len(steps) and len(parts) > 1 and positive:
+        title = "Share of each weighted term"
+        panels["shares"] = charts.shares(title, steps, parts)
+    names = {name: (name.capitalize(), {}) for name in record.weights}
+    panels |= _curves(record, names)
     steps, (ratio, std) = _columns(record, "covariance_over_noise", "embedding_std")
     if len(steps):
-        panels["covariance_over_noise"] = curve(
-            "Covariance over its chance level",
-            steps,
-            ratio,
-            references=[Reference("chance at this std", std**4)],
-        )
-    caption = (
-        "The loss, what each weighted term adds to it, and the unweighted terms, at"
-        " the logged steps. With weights of 25, 25 and 1 a healthy run ends at 13 to"
-        " 15. <i>Invariance</i>, the mean squared difference of the two embeddings of"
-        " an image, falls to 0.03 to 0.15. <i>Variance</i>, the mean of 1 − std where"
-        " the std is below 1, settles near 0.4, where the invariance pulls as hard;"
-        " rising towards 1 is collapse. <i>Covariance</i> stays about level and never"
-        f" vanishes: embeddings of unit variance without any correlation show"
-        f" {short(2 * (d - 1) / (n - 1))} at n = {n:,} and d = {d:,}. The last panel is"
-        " the term divided by that; dashed, what chance leaves at the std of the step."
-        " Near the dashed line a batch shows no correlation, far above it some is left."
-    )
-    return _figure(record, panels, caption)
+        title, chance = "Covariance over its chance level", std**4
+        references = [Reference("chance at this std", chance)]
+        drawn = curve(title, steps, ratio, references=references)
+        panels["covariance_over_noise"] = drawn
+    n, d = record.config.data.batch_size, record.config.model.expander[-1]
+    noise = short(2 * (d - 1) / (n - 1))
+    return {"panels": panels, "n": n, "d": d, "noise": noise} if panels else {}
 
 
-def diagnostics(record: Record) -> list[Part]:
-    config = record.config
-    target = {"references": [Reference("target 1", 1.0)]}
-    panels = _curves(
-        record,
-        {
-            "embedding_std": ("Std of embeddings", target),
-            "embedding_rank": ("Effective rank of embeddings", {}),
-            "embedding_correlation": ("Correlation of embeddings", {}),
-            "representation_std": ("Std of representations", {}),
-            "representation_rank": ("Effective rank of representations", {}),
-            "grad_norm": ("Norm of the gradient", {"log": True}),
-        },
-    )
+def spread(record: Record) -> Section:
+    """Returns curves of what tells a healthy run from a collapsing one."""
+    target = [Reference("target 1", 1.0)] if "variance" in record.weights else []
+    wanted = {
+        "embedding_std": ("Std of embeddings", {"references": target}),
+        "embedding_rank": ("Effective rank of embeddings", {}),
+        "embedding_correlation": ("Correlation of embeddings", {}),
+        "representation_std": ("Std of representations", {}),
+        "representation_rank": ("Effective rank of representations", {}),
+        "grad_norm": ("Norm of the gradient", {"log": True}),
+    }
+    panels, config = _curves(record, wanted), record.config
     most = min(health.LIMIT, config.data.batch_size, config.model.expander[-1])
-    caption = (
-        "Statistics of the first view. <i>Std</i> is that of each dimension over the"
-        " batch, averaged over dimensions. The verdict above goes by the embeddings':"
-        " it dips at first and then rises to about 0.6; a quarter of its start is"
-        " collapse. That of the representations may have any scale, but not vanish."
-        " <i>Effective rank</i> (RankMe,"
-        ' <a href="https://arxiv.org/abs/2210.02885">arXiv:2210.02885</a>) counts the'
-        f" directions in use, at most {most:,} for the embeddings; it ignores scale and"
-        " stays high while everything shrinks, so judge its trend. <i>Correlation</i>"
-        " is the mean size of that of two dimensions: 0.1 to 0.3 is usual, near 1 all"
-        " dimensions say the same."
-    )
-    return _figure(record, panels, caption)
+    return {"panels": panels, "most": most} if panels else {}
 
 
-def speed(record: Record) -> list[Part]:
-    limit = {"percent": True, "references": [Reference("too slow above", 0.1)]}
-    panels = _curves(
-        record,
-        {
-            "learning_rate": ("Learning rate", {}),
-            "images_per_second": ("Images per second", {}),
-            "data_wait": ("Time spent waiting for images", limit),
-        },
-    )
-    caption = (
-        "The schedule; images per second over all devices, each with two views; and"
-        " the share of the time for which the device had to wait for images. Above"
-        " 10 % the input is too slow for the device."
-    )
-    return _figure(record, panels, caption)
-
-
-def spectrum(record: Record) -> list[Part]:
+def spectrum(record: Record) -> Section:
+    """Returns how evenly evaluated features use their dimensions."""
     found = _diagnosed(record)
-
-    def series(key):
-        values = {name: own.get(key) for name, own in found.items()}
-        return {
-            name: np.array(x, float)
-            for name, x in values.items()
-            if isinstance(x, list) and x and all(map(is_number, x))
-        }
-
-    panels, parts = {}, []
+    panels = {}
     values = {
-        name: x / max(x.max(), 1e-30) for name, x in series("singular_values").items()
+        name: x / max(x.max(), 1e-30)
+        for name, x in _series(found, "singular_values").items()
     }
     if values:
         title = "Singular values over the largest"
-        panels["singular_values"] = figures.spectra(
-            title, values, xlabel="rank", log=True
-        )
-    if series("stds"):
-        panels["stds"] = figures.spectra(
-            "Std of each dimension",
-            series("stds"),
-            xlabel="dimension, sorted",
-            log=False,
-        )
-    if panels:
-        caption = (
-            "Features of whole images, without augmentation. Singular values, of the"
-            " features as they are, so that the first is mostly their mean: in a"
-            " healthy encoder they fall slowly over many ranks; a cliff means that the"
-            " directions beyond it are hardly used. Dimensions whose std is near 0 are"
-            " dead."
-        )
-        parts.append(Figure(panels, caption))
-    names = {
-        **{"std": "mean std", "dead": "dead dimensions", "correlation": "correlation"},
-        **{"rank": "effective rank", "alpha": "α", "lidar": "LiDAR"},
+        drawn = charts.spectra(title, values, xlabel="rank", log=True)
+        panels["singular_values"] = drawn
+    if stds := _series(found, "stds"):
+        title, xlabel = "Std of each dimension", "dimension, sorted"
+        panels["stds"] = charts.spectra(title, stds, xlabel=xlabel, log=False)
+    titles = {
+        "std": "mean std",
+        "dead": "dead dimensions",
+        "correlation": "correlation",
+        "rank": "effective rank",
+        "alpha": "α",
+        "lidar": "LiDAR",
     }
-    if any(is_number(own.get(name)) for own in found.values() for name in names):
-        caption = (
-            "Of the same features. <i>Dead</i> are dimensions with a std below 0.01."
-            " <i>Effective rank</i> and <i>correlation</i> as in training, of more"
-            " images. <i>α</i> is the exponent by which the eigenvalues of the"
-            " covariance fall: the best encoders are reported near 1, more is steeper."
-            " Compare runs of the same data and width."
-        )
-        if any("lidar" in own for own in found.values()):
-            caption += (
-                ' <i>LiDAR</i> (<a href="https://arxiv.org/abs/2312.04000">'
-                "arXiv:2312.04000</a>) is the effective rank of what tells images apart"
-                " rather than their views."
+    used = [key for key in titles if any(is_number(x.get(key)) for x in found.values())]
+    rows = {
+        name: [f"{x[key]:.3g}" if is_number(x.get(key)) else "" for key in used]
+        for name, x in found.items()
+    }
+    if not panels and not used:
+        return {}
+    return {"panels": panels, "titles": [titles[key] for key in used], "rows": rows}
+
+
+def speed(record: Record) -> Section:
+    """Returns curves of the schedule, and of what the input costs."""
+    limit = {"percent": True, "references": [Reference("too slow above", 0.1)]}
+    wanted = {
+        "learning_rate": ("Learning rate", {}),
+        "images_per_second": ("Images per second", {}),
+        "data_wait": ("Time spent waiting for images", limit),
+    }
+    panels = _curves(record, wanted)
+    return {"panels": panels} if panels else {}
+
+
+def evaluation(record: Record) -> Section:
+    """Returns accuracies while training, and results beside published ones."""
+    wanted = {
+        "knn_top1": ("20-NN accuracy, per cent", {}),
+        "probe_top1": ("Accuracy of the linear probe, per cent", {}),
+    }
+    panels, rows, notes = _curves(record, wanted), [], []
+    for result in record.results:
+        tested, known = result.get("tested"), result.get("published", {})
+        name = _text(result.get("name") or result.get("task"))
+        notes += [f"{name}: {note}" for note in result.get("notes", [])]
+        about = {"name": name, "data": _text(result.get("data")), "tested": tested}
+        for metric, value in result["results"].items():
+            share = "top-" in metric and tested and 0 <= value <= 100
+            rows.append(
+                {
+                    "about": about,
+                    "metric": metric,
+                    "value": value,
+                    "half": interval(value, tested) if share else None,
+                    "published": known.get(metric),
+                }
             )
-        parts.append(Table(tables.diagnostics(found, names), caption))
-    return parts
+            about = {}  # in the first row of several only
+    if not panels and not rows:
+        return {}
+    return {"panels": panels, "rows": rows, "notes": notes}
 
 
-def evaluation(record: Record) -> list[Part]:
-    panels = _curves(
-        record,
-        {
-            "knn_top1": ("20-NN accuracy, per cent", {}),
-            "probe_top1": ("Accuracy of the linear probe, per cent", {}),
-        },
-    )
-    caption = (
-        "While training, on training images, by labels that the encoder never sees:"
-        " nearest neighbours vote on images held back from them; the linear probe"
-        " learns beside the encoder, from augmented views, and is averaged over about"
-        " 100 steps. Both are for watching the trend, not for reporting."
-    )
-    parts = _figure(record, panels, caption)
-    if not record.results:
-        return parts
-    config = record.config
-    caption = (
-        "Test results in per cent. ± is half of the 95 % (Wilson) interval that chance"
-        " in the choice of the test images leaves; chance in training is not in it."
-    )
-    if any(result.get("published") for result in record.results):
-        caption += (
-            " Published numbers are those of the recipe that the evaluation names;"
-            f" this run is {escape(config.model.encoder)} (width {config.model.width}),"
-            f" {config.epochs:,} epochs, batches of {config.data.batch_size:,}."
-        )
-    parts.append(Table(tables.evaluations(record.results), caption))
-    notes = [
-        f"{result.get('name') or result.get('task', '')}: {note}"
-        for result in record.results
-        for note in result.get("notes", [])
-    ]
-    if notes:
-        items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        parts.append(f'<ul class="notes">{items}</ul>')
-    return parts
+def few_labels(rows: Sequence[Mapping[str, Any]]) -> Section:
+    """Returns accuracies by features, probe and labels per class; the last gain.
 
-
-def few_labels(record: Record) -> list[Part]:
-    rows = record.few_labels
+    That of the last features over the first, draw by draw.
+    """
     if not rows:
+        return {}
+    draws = {
+        (str(r["features"]), (str(r["probe"]), r["labels"])): np.array(r["draws"])
+        for r in rows
+    }
+    columns = list(dict.fromkeys(column for _, column in draws))
+    features = list(dict.fromkeys(name for name, _ in draws))
+    best = {
+        column: max(x.mean() for (_, other), x in draws.items() if other == column)
+        for column in columns
+    }
+    pairs = [
+        (draws.get((features[-1], column)), draws.get((features[0], column)))
+        for column in columns
+    ]
+    paired = len(features) > 1 and all(
+        a is not None and b is not None and a.shape == b.shape for a, b in pairs
+    )
+    return {
+        "draws": max(len(x) for x in draws.values()),
+        "probes": Counter(probe for probe, _ in columns),
+        "labels": [labels for _, labels in columns],
+        "rows": {
+            name: [_mean(draws.get((name, column)), best[column]) for column in columns]
+            for name in features
+        },
+        "gain": f"{features[-1]} − {features[0]}",
+        "gains": [_mean(a - b) for a, b in pairs] if paired else [],
+    }
+
+
+def feature_map(gallery: Gallery) -> Section:
+    """Returns the map of a gallery, and what it shows under the pointer."""
+    drawn, method, hover = maps.feature_map(gallery)
+    labels = gallery.labels
+    return {
+        "panels": {"map": drawn},
+        "smooth": _smooth(gallery.thumbnails),
+        "method": method,
+        "n": len(gallery.features),
+        "labelled": labels is not None,
+        "few": labels is not None and len(np.unique(labels)) <= len(maps.LABELS),
+        "hover": hover,
+    }
+
+
+def neighbours(gallery: Gallery) -> Section:
+    """Returns some images with their nearest, and how often labels agree."""
+    n, labels = len(gallery.features), gallery.labels
+    k = min(maps.NEIGHBOURS, n - 1)
+    return {
+        "panels": {"neighbours": maps.neighbours(gallery)},
+        "smooth": _smooth(gallery.thumbnails),
+        "k": k,
+        "n": n,
+        "agreement": None
+        if labels is None
+        else maps.agreement(gallery.features, labels, k),
+    }
+
+
+def views(gallery: Gallery) -> Section:
+    """Returns pairs of augmented views."""
+    panels = {"views": maps.views(gallery)}
+    return {"panels": panels, "smooth": _smooth(gallery.views[:, 0])}
+
+
+def settings(config: Config) -> Section:
+    """Returns by group the name, value and default of every field of the config.
+
+    The default is None where the value is no other.
+    """
+    method = methods.METHODS.get(config.method, methods.Method)
+    defaults, groups = fields.flat(Config(loss=dict(method.weights))), {}
+    for name, value in fields.flat(config).items():
+        group, _, last = name.rpartition(".")
+        default = defaults.get(name)
+        was = None if value == default else _value(default)
+        groups.setdefault(group or "run", []).append((last, _value(value), was))
+    return {"groups": groups}
+
+
+def _verdict(record):
+    """Returns how far the run is and, where its log tells, whether it is healthy."""
+    if not record.metrics:
+        return None
+    first, last = record.metrics[0], record.metrics[-1]
+    where = f"Step {last['step']:,}"
+    if last.get("epoch", 0) > 0:
+        with suppress(OverflowError):  # numbers that no run has written
+            total = round(record.config.epochs * last["step"] / last["epoch"])
+            where += f" of {total:,}"
+            where += ", not finished" if last["step"] < total else ""
+    if not {"embedding_std", "embedding_rank"} <= first.keys() & last.keys():
+        return {"where": where, "judged": None}
+    # A method of the user's own is judged by what all have in common.
+    method = methods.METHODS.get(record.config.method, methods.Method)
+    return {"where": where, "judged": method.health(first, last, record.weights)}
+
+
+def _tiles(record):
+    """Returns the last values, and what to hold them against."""
+    if not record.metrics:
         return []
-    draws = max(len(row["draws"]) for row in rows)
-    caption = (
-        "Test accuracy in per cent of probes on frozen features, given so many labels"
-        f" per class: means over {draws} draws of the labels, which all rows share, and"
-        " half of their 95 % intervals. The best of a column is bold; the last row are"
-        " differences draw by draw. Pretraining pays where it beats raw pixels and the"
-        " untrained encoder, most with few labels."
-    )
-    return [Table(tables.few_labels(rows), caption)]
-
-
-def feature_map(gallery: Gallery) -> list[Part]:
-    drawn, method, hover = pictures.feature_map(gallery)
-    n = len(gallery.features)
-    caption = f"{method} map of the representations of {n:,} images"
-    if gallery.labels is not None:
-        few = len(np.unique(gallery.labels)) <= len(pictures.LABELS)
-        caption += ", " if few else ", the ten most frequent labels "
-        caption += "coloured by label" if few else "in colour"
-        caption += " (neither training nor the map has seen the labels)"
-    caption += (
-        ". Each point is an image, some are shown; point at others to see them. Near"
-        " points are similar to the encoder; sizes of groups and distances between"
-        " them mean little. A good encoder gathers what belongs together; one cloud"
-        " of mixed colours has learned little."
-    )
-    return [Figure({"map": drawn}, caption, _picture(gallery.thumbnails), hover)]
-
-
-def neighbours(gallery: Gallery) -> list[Part]:
-    k = min(pictures.NEIGHBOURS, len(gallery.features) - 1)
-    caption = (
-        f"Some images and the {k} whose representations are nearest by cosine, among"
-        f" {len(gallery.features):,}."
-    )
-    if gallery.labels is not None:
-        share, chance = maps.agreement(gallery.features, gallery.labels, k)
-        caption += (
-            " Those of another label are framed, with their label below. Over all"
-            f" images, {100 * share:.1f} % of the {k} nearest have the label of the"
-            f" query; chance would give {100 * chance:.1f} %."
-        )
-    drawn = pictures.neighbours(gallery)
-    return [Figure({"neighbours": drawn}, caption, _picture(gallery.thumbnails))]
-
-
-def views(record: Record, gallery: Gallery) -> list[Part]:
-    if not len(gallery.views):
-        return []
-    least, most = record.config.augment.crop_scale
-    caption = (
-        "Pairs of augmented views, as training sees them: crops of"
-        f" {100 * least:.0f} to {100 * most:.0f} % of the image's area, and the other"
-        " augmentations listed below. The invariance term pulls the two of a pair"
-        " together, so they should differ in what does not matter and agree in what"
-        " does. Where you cannot tell that they show the same thing, the augmentations"
-        " are too strong."
-    )
-    layout = _picture(gallery.views[:, 0])
-    return [Figure({"views": pictures.views(gallery)}, caption, layout)]
-
-
-def settings(record: Record) -> list[Part]:
+    first, last = record.metrics[0], dict(record.metrics[-1])
+    _, (speeds,) = _columns(record, "images_per_second")
+    if len(speeds):
+        last["images_per_second"] = float(np.median(speeds))
+    target = ", target 1" if "variance" in record.weights else ""
+    wanted = {
+        "loss": ("loss", "{} at the start"),
+        "embedding_std": ("embedding std", "{} at the start" + target),
+        "embedding_rank": ("rank of embeddings", "{} at the start"),
+        "representation_rank": ("rank of representations", "{} at the start"),
+        "images_per_second": ("images per second", "median"),
+    }
     return [
-        "<p>Marked is what differs from the defaults, which are the paper's recipe for"
-        " ImageNet, of 100 epochs.</p>",
-        tables.settings(record.config),
+        (title, short(last[name]), note.format(short(first.get(name, 0.0))))
+        for name, (title, note) in wanted.items()
+        if name in last
     ]
 
 
-def _picture(images):
-    """Returns the classes of a picture; small images are shown in square pixels."""
-    return "picture smooth" if images.shape[1] >= pictures.SMOOTH else "picture"
+def _facts(record):
+    config = record.config
+    data, model, optimizer = config.data, config.model, config.optimizer
+    where = data.dataset if data.name == "tfds" else data.path or data.name
+    weights = record.weights.items()
+    facts = {
+        "data": f"{where}, views of {data.image_size} × {data.image_size} pixels",
+        "encoder": f"{model.encoder}, width {model.width}, {model.dtype}",
+        "expander": "–".join(map(str, model.expander)),
+        "loss": " + ".join(f"{weight:g} {name}" for name, weight in weights),
+        "training": f"{config.epochs} epochs, batch of {data.batch_size},"
+        f" {optimizer.name}, base rate {optimizer.base_lr:g}, seed {config.seed}",
+    }
+    known = ("commit", "devices", "host_cores", "jax", "python", "started")
+    found = {name: record.environment.get(name) for name in known}
+    return facts | {name.replace("_", " "): value for name, value in found.items()}
+
+
+def _text(value):
+    """Returns a value of a JSON file as text, equal entries of a list counted."""
+    if isinstance(value, list):
+        counts = Counter(map(str, value)).items()
+        return ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counts)
+    return str(value) if value not in (None, {}) else ""
+
+
+def _value(value):
+    """Returns a value of a config as it is typed, lists without brackets."""
+    if isinstance(value, list):
+        return ", ".join(map(_value, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (f"{value:.4g}" if isinstance(value, float) else str(value)) or "–"
+
+
+def _mean(values, best=None):
+    """Returns a mean with its margin, and whether it is the best of its column."""
+    if values is None:
+        return None
+    mean = values.mean()
+    return {"mean": mean, "margin": margin(values), "best": mean == best}
+
+
+def _smooth(images):
+    """Tells images that are large enough to be shown without square pixels."""
+    return images.shape[1] >= maps.SMOOTH
 
 
 def _columns(record, *names):
@@ -295,6 +343,16 @@ def _columns(record, *names):
     lines = [line for line in record.metrics if line.keys() >= set(names)]
     steps = np.array([line["step"] for line in lines], float)
     return steps, [np.array([line[name] for line in lines], float) for name in names]
+
+
+def _curves(record, wanted):
+    """Returns a panel for each of the wanted values that has been logged."""
+    panels = {}
+    for name, (title, options) in wanted.items():
+        steps, (values,) = _columns(record, name)
+        if len(steps):
+            panels[name] = curve(title, steps, values, **options)
+    return panels
 
 
 def _diagnosed(record):
@@ -315,22 +373,11 @@ def _diagnosed(record):
     return found
 
 
-def _curves(record, wanted):
-    """Returns a panel for each of the wanted values that has been logged."""
-    panels = {}
-    for name, (title, options) in wanted.items():
-        steps, (values,) = _columns(record, name)
-        if len(steps):
-            panels[name] = curve(title, steps, values, **options)
-    return panels
-
-
-def _figure(record, panels, caption):
-    if not panels:
-        return []
-    if len(record.metrics) > figures.POINTS:
-        caption += (
-            " Lines are means over neighbouring steps, the bands go from their least"
-            " to their greatest value."
-        )
-    return [Figure(panels, caption)]
+def _series(found, key):
+    """Returns those of the found that have a list of numbers under the key, [d]."""
+    values = {name: own.get(key) for name, own in found.items()}
+    return {
+        name: np.array(x, float)
+        for name, x in values.items()
+        if isinstance(x, list) and x and all(map(is_number, x))
+    }

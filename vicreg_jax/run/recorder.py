@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vicreg_jax import log
+from vicreg_jax import metrics_file, progress
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.watchdog import Watchdog
 
@@ -37,16 +37,18 @@ class Recorder:
         job: Any,
         workdir: Path,
         feed: Feed,
-        bar: log.Bar | log.Silent,
+        bar: progress.Bar | progress.Silent,
         *,
         start: int,
         watchdog: Watchdog,
         wandb_run: Any,
     ):
         self._job, self._feed, self._bar, self._watchdog = job, feed, bar, watchdog
-        self._writer = log.Silent()
+        self._writer = metrics_file.Silent()
         if jax.process_index() == 0:
-            self._writer = log.Writer(workdir, step=start, wandb_run=wandb_run)
+            self._writer = metrics_file.Writer(
+                workdir, step=start, note=bar.note, wandb_run=wandb_run
+            )
         self._clock = None  # step, time and time waited of the latest line
         self._measured = self._starved = False
         self._waiting = None

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vicreg_jax import devices, log, processes, sharding, workdirs
+from vicreg_jax import devices, fields, files, processes, progress, sharding, workdirs
 from vicreg_jax.checkpoint import Checkpoints
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.refusals import Diverged, Refusal
@@ -108,7 +108,8 @@ class Session:
 
     Args:
       workdir: claimed by the config of the job.
-      wandb: function (workdir, config) -> a run on Weights & Biases, or None.
+      start_wandb: function (workdir, config, note) -> a run on Weights & Biases, or
+        None.
 
     Attributes:
       start: the step that it continues at. state: that of this step, None at 0 until
@@ -117,8 +118,8 @@ class Session:
       bar: shows what is going on.
     """
 
-    def __init__(self, job: Job, workdir: Path, *, wandb: Any = None):
-        self.job, self.workdir, self._wandb = job, workdir, wandb
+    def __init__(self, job: Job, workdir: Path, *, start_wandb: Any = None):
+        self.job, self.workdir, self._start_wandb = job, workdir, start_wandb
         self._together = jax.process_count() > 1
         # Unfinished collectives of several virtual CPU devices wait for each other's
         # threads.
@@ -142,10 +143,10 @@ class Session:
             if lead:
                 workdirs.write_config(workdir, job.config)
                 where = devices.environment() | {"memory_per_device": job.size}
-                workdirs.write_json(workdir / "environment.json", where)
-            self.bar = log.Silent()
+                files.write_json(workdir / "environment.json", where)
+            self.bar = progress.Silent()
             if lead and self.start < job.total:
-                self.bar = log.Bar(total=job.total, done=self.start)
+                self.bar = progress.Bar(total=job.total, done=self.start)
             closing.callback(self.bar.close)
             self.watchdog = Watchdog(
                 job.config.guard.stuck_seconds,
@@ -170,8 +171,10 @@ class Session:
           KeyboardInterrupt, SystemExit: it was told to stop, and has saved.
         """
         wandb_run = None
-        if self._wandb and jax.process_index() == 0:
-            wandb_run = self._wandb(self.workdir, self.job.config)
+        if self._start_wandb and jax.process_index() == 0:
+            config = fields.flat(self.job.config)
+            wandb_run = self._start_wandb(self.workdir, config, self.bar.note)
+        if wandb_run:
             self._closing.callback(wandb_run.finish)
         went_back = 0
         while True:

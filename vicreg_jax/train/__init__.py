@@ -1,6 +1,6 @@
 """Pretraining: `run` does it from a config, `make_train_step` is one step of it."""
 
 from vicreg_jax.train.pretrain import Trained, run, untrained
-from vicreg_jax.train.step import make_train_step
+from vicreg_jax.train.step import dropout_key, make_train_step
 
-__all__ = ["Trained", "make_train_step", "run", "untrained"]
+__all__ = ["Trained", "dropout_key", "make_train_step", "run", "untrained"]

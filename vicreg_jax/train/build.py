@@ -17,6 +17,7 @@ from vicreg_jax.data.sources import load_splits
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.state import TrainState
+from vicreg_jax.weights import Encoder, part
 
 
 def images(config: Config, given: Any) -> Source:
@@ -62,13 +63,7 @@ def method(
     """
     dtype = jnp.dtype(config.model.dtype)
     if encoder is None:
-        encoder = models.create(
-            config.model.encoder,
-            width=config.model.width,
-            stem=config.model.stem,
-            zero_init_residual=config.model.zero_init_residual,
-            dtype=dtype,
-        )
+        encoder = models.create(**config.model.spec())
     expander = models.Expander(
         config.model.expander, bias=config.model.expander_bias, dtype=dtype
     )
@@ -165,3 +160,21 @@ def encoder_variables(state: TrainState) -> dict[str, Any]:
         "params": state.params.get("encoder", {}),
         "batch_stats": state.batch_stats.get("encoder", {}),
     }
+
+
+def trained(
+    method: Method, state: TrainState, config: Config, *, source: str
+) -> Encoder:
+    """Returns the encoder of a state as those see it who use it."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return Encoder(
+        method.encoder,
+        encoder_variables(state),
+        mean=config.data.mean,
+        std=config.data.std,
+        image_size=config.data.image_size,
+        expander=part(variables, "expander"),
+        config=config,
+        step=int(state.step),
+        source=source,
+    )

@@ -12,8 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from vicreg_jax import config as configs
-from vicreg_jax import devices, fields, log, sharding, workdirs
+from vicreg_jax import devices, metrics_file, sharding, workdirs
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches
 from vicreg_jax.methods import Method
@@ -21,6 +20,7 @@ from vicreg_jax.run.session import Job, Session
 from vicreg_jax.state import TrainState
 from vicreg_jax.train import build, memory_estimate, not_finite, online
 from vicreg_jax.train.step import make_train_step
+from vicreg_jax.weights import Encoder
 
 __all__ = ["Trained", "run", "untrained"]
 
@@ -28,10 +28,9 @@ AT_ONCE = 8  # steps of one dispatch
 
 
 class Trained(NamedTuple):
-    """What a run leaves behind: `encoder.apply(variables, images, train=False)`."""
+    """What a run leaves behind."""
 
-    encoder: nn.Module
-    variables: dict[str, Any]  # "params" and "batch_stats" of the encoder
+    encoder: Encoder
     state: TrainState
 
 
@@ -68,21 +67,19 @@ def run(
       Diverged: loss or gradient stay not finite. The last checkpoint is good.
       KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    job = Pretraining(configs.parse(config), encoder, method, source, tx)
-    start_wandb = log.wandb_starter(job.config.wandb)
+    job = Pretraining(Config.parse(config), encoder, method, source, tx)
+    start_wandb = metrics_file.wandb_starter(job.config.wandb)
     workdir = workdirs.claim(workdir, job.config).absolute()
 
-    def wandb(workdir, config):
-        return start_wandb(workdir, fields.flat(config))
-
-    with Session(job, workdir, wandb=wandb if job.config.wandb else None) as session:
+    with Session(job, workdir, start_wandb=start_wandb) as session:
         if session.finished:
             if jax.process_index() == 0:
                 print(f"{workdir} has finished its {job.total} steps", file=sys.stderr)
             state = session.state
         else:
             state = session.train()
-    return Trained(job.method.encoder, build.encoder_variables(state), state)
+    trained = build.trained(job.method, state, job.config, source=str(workdir))
+    return Trained(trained, state)
 
 
 class Pretraining(Job):
@@ -223,8 +220,8 @@ class Pretraining(Job):
         return f"; first in {where}; {path} has the batch"
 
 
-def untrained(config: Config) -> dict[str, Any]:
-    """Returns the variables of the encoder before the first step of a run."""
+def untrained(config: Config) -> Encoder:
+    """Returns the encoder before the first step of a run."""
     method = build.method(config, None, None)
     init = build.initializer(method, optax.identity(), config)
-    return build.encoder_variables(jax.jit(init)())
+    return build.trained(method, jax.jit(init)(), config, source="untrained")

@@ -1,43 +1,32 @@
 """Charts of a run, each drawn once and kept both as SVG and as PNG; no files."""
 
-import contextlib
-import importlib.util
 import io
 import re
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import NamedTuple
 
+import matplotlib
 import numpy as np
+from markupsafe import escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-# Light colours, in the PNG; in the page they become variables of its style sheet,
+# The light ones, in the PNG; in the page they become variables of its style sheet,
 # which gives others in the dark.
-COLOURS = {
-    "paper": "#ffffff",
-    "ink": "#1b1f24",
-    "muted": "#5b6570",
-    "rule": "#d9dee3",
-    "accent": "#0b62a4",
-    "bad": "#b3400a",
-    "other": "#b4bcc4",  # points whose label has no colour
-    "second": "#d98d00",  # of shares, with the accent; differ in lightness too
-    "third": "#5aa897",
-}
+_SHEET = (Path(__file__).parent / "style.css").read_text()
+COLOURS = dict(re.findall(r"--(\w+): (#\w{6})", _SHEET.partition("}")[0]))
 SHARES = ("accent", "second", "third")
 POINTS = 300  # of a line, at most; longer records are binned
 
 PANEL = (3.4, 2.25)  # inches; 72 units of the SVG each
 _STYLE = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "vicreg_jax",
     "image.composite_image": False,
-    "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 7.5,
     "text.color": COLOURS["ink"],
@@ -84,15 +73,6 @@ class Reference(NamedTuple):
     y: float | np.ndarray
 
 
-def check_installed() -> None:
-    """Raises ModuleNotFoundError without matplotlib."""
-    if not importlib.util.find_spec("matplotlib"):
-        raise ModuleNotFoundError(
-            "the report needs matplotlib, which is not installed; run:"
-            ' pip install "vicreg_jax[report]"'
-        )
-
-
 def curve(
     title: str,
     x: np.ndarray,
@@ -111,7 +91,7 @@ def curve(
       percent: y is a share.
     """
     log = log and bool(np.all(y > 0))
-    with panel(title) as (figure, axes):
+    with panel(title) as axes:
         mid, mean, low, high = binned(x, y)
         if len(mid) < len(x):
             axes.fill_between(mid, low, high, color=COLOURS["accent"], alpha=0.2, lw=0)
@@ -120,32 +100,24 @@ def curve(
             at, level, _, _ = binned(x, line)
             axes.plot(at, level, color=COLOURS["muted"], lw=0.9, dashes=(4, 2))
             top = level.argmax()
-            right = top > len(at) / 2
-            side = {"xy": (at[top], level[top]), "ha": "right" if right else "left"}
-            axes.annotate(
-                text,
-                **side,
-                xytext=(-2 if right else 2, 2.5),
-                textcoords="offset points",
-                color=COLOURS["muted"],
-                fontsize=6.5,
-            )
-        one = {"marker": "o", "markersize": 2.5} if len(mid) == 1 else {}
-        axes.plot(mid, mean, color=COLOURS["accent"], **one)
+            side = -1 if top > len(at) / 2 else 1
+            _beside(axes, text, (at[top], level[top]), (2 * side, 2.5), "muted")
+        marker = "o" if len(mid) == 1 else None
+        axes.plot(mid, mean, color=COLOURS["accent"], marker=marker, markersize=2.5)
         _scales(axes, "step", x[-1], log=log)
         if percent:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+            axes.yaxis.set_major_formatter(_percent)
         last = f"{100 * y[-1]:.1f} %" if percent else short(y[-1])
         _at_end(axes, {last: mean[-1]})
-        return finish(figure, title)
+        return finish(axes, title)
 
 
 def shares(title: str, x: np.ndarray, parts: Mapping[str, np.ndarray]) -> Drawn:
     """Draws what share of their sum each part [t] has at steps x, as layers."""
-    with panel(title) as (figure, axes):
+    with panel(title) as axes:
         total = np.maximum(sum(parts.values()), 1e-30)
         lower, ends = np.zeros(len(binned(x, x)[0])), {}
-        for colour, (name, part) in zip(SHARES, parts.items(), strict=False):
+        for colour, (name, part) in zip(cycle(SHARES), parts.items(), strict=False):
             mid, share, _, _ = binned(x, part / total)
             axes.fill_between(
                 mid, lower, lower + share, color=COLOURS[colour], lw=0, alpha=0.85
@@ -154,9 +126,9 @@ def shares(title: str, x: np.ndarray, parts: Mapping[str, np.ndarray]) -> Drawn:
             lower = lower + share
         _scales(axes, "step", x[-1])
         axes.set_ylim(0, 1)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        axes.yaxis.set_major_formatter(_percent)
         _at_end(axes, ends)
-        return finish(figure, title)
+        return finish(axes, title)
 
 
 def spectra(
@@ -167,28 +139,18 @@ def spectra(
     Args:
       log: both axes are logarithmic.
     """
-    with panel(title) as (figure, axes):
-        for i, (name, values) in enumerate(curves.items()):
+    with panel(title) as axes:
+        for colour, (name, values) in zip(cycle(SHARES), curves.items(), strict=False):
             y = np.sort(np.asarray(values, float))[::-1]
-            x = np.arange(1, len(y) + 1)
-            shown = y > 0 if log else y >= 0
-            colour = COLOURS[SHARES[i % len(SHARES)]]
-            axes.plot(x[shown], y[shown], color=colour)
-            if len(curves) > 1 and shown.any():
-                middle = np.flatnonzero(shown)[int(shown.sum() * 0.6 ** (i + 1))]
-                above = i % 2 == 0  # the next one goes below, as curves may coincide
-                axes.annotate(
-                    name,
-                    (x[middle], y[middle]),
-                    xytext=(3, 3) if above else (-3, -9),
-                    textcoords="offset points",
-                    ha="left" if above else "right",
-                    color=COLOURS["ink"],
-                    fontsize=6.5,
-                )
+            y = y[y > 0] if log else y[y >= 0]
+            if len(y):
+                x = np.arange(1, len(y) + 1)
+                axes.plot(x, y, color=COLOURS[colour], label=name)
         longest = max(len(values) for values in curves.values())
-        _scales(axes, xlabel, longest, loglog=log)
-        return finish(figure, title)
+        _scales(axes, xlabel, longest, log=log, log_x=log)
+        if len(curves) > 1:
+            _name_lines(axes)
+        return finish(axes, title)
 
 
 def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -214,67 +176,99 @@ def short(x: float) -> str:
     return f"{x:,.{digits}f}"
 
 
-@contextlib.contextmanager
-def panel(
-    title: str, size: tuple[float, float] = PANEL
-) -> Iterator[tuple["Figure", "Axes"]]:
-    """Yields an empty figure of the report's style and its axes."""
-    import matplotlib
-    from matplotlib.figure import Figure
+@contextmanager
+def panel(title: str, bare: tuple[float, float] | None = None) -> Iterator[Axes]:
+    """Yields the axes of an empty figure of the report's style.
 
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size)
-        axes = figure.add_axes((0.125, 0.165, 0.74, 0.7))
-        if title:
+    Args:
+      bare: the size in inches of a figure that its axes fill, with nothing around them.
+    """
+    # The salt makes the names in the SVG other ones than those of other figures.
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):
+        figure = Figure(figsize=bare or PANEL)
+        if bare:
+            axes = figure.add_axes((0, 0, 1, 1))
+            axes.set_axis_off()
+        else:
+            axes = figure.add_axes((0.125, 0.165, 0.74, 0.7))
             axes.set_title(title, x=-0.169)
-        yield figure, axes
+        yield axes
 
 
-def finish(figure: "Figure", title: str) -> Drawn:
+def finish(axes: Axes, title: str) -> Drawn:
     """Returns the figure as an element of the page and as a PNG of 200 dpi."""
     svg, png = io.StringIO(), io.BytesIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
         # Names in other scripts: the page shows them, only the PNG has boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(svg, format="svg", transparent=True, metadata=nothing)
-        figure.savefig(
-            png,
-            format="png",
-            dpi=200,
-            facecolor=COLOURS["paper"],
-            metadata={"Software": None},
+        axes.figure.savefig(svg, format="svg", transparent=True)
+        axes.figure.savefig(
+            png, dpi=200, facecolor=COLOURS["paper"], metadata={"Software": None}
         )
     return Drawn(_element(svg.getvalue(), title), png.getvalue())
 
 
 def _element(svg: str, title: str) -> str:
-    """Returns an SVG file as an element: no prolog, names of its own, page colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<(metadata|style).*?</\1>", "", svg, flags=re.DOTALL)
-    prefix = f"f{zlib.crc32(title.encode()):x}-"
+    """Returns an SVG file as an element of the page, in the colours of the page.
 
-    def renamed(match):
-        """Changes a tag, never the text between tags."""
-        tag = match[0]
-        if tag.startswith(("<g ", "<image ")):  # nothing refers to these
-            tag = re.sub(' id="[^"]*"', "", tag)
-        for opening in (' id="', "url(#", 'href="#'):
-            tag = tag.replace(opening, opening + prefix)
-        for name, value in COLOURS.items():
-            tag = tag.replace(value, f"var(--{name})")
-        return re.sub(r"(\.\d{3})\d+", r"\1", tag)  # finer than any screen
-
-    box = re.search(r'viewBox="[^"]*"', svg)[0]
-    head = f'<svg role="img" aria-label="{escape(title)}" {box}>'
-    return head + re.sub("<[^>]+>", renamed, svg[svg.index(">") + 1 :])
+    What looks like a colour, a number or a name is one inside of tags only, where a >
+    comes before the next <: texts have these two escaped.
+    """
+    svg = svg[svg.index("<svg") :].replace(
+        "<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1
+    )
+    variables = {value: f"var(--{name})" for name, value in COLOURS.items()}
+    for pattern, replacement in (
+        (r"(?s)<(metadata|style).*?</\1>", ""),  # of a file; the page has its own
+        (r'(<(?:g|image)\b[^>]*?) id="[^"]*"', r"\1"),  # nothing refers to these
+        (r"(\.\d{3})\d+(?=[^<>]*>)", r"\1"),  # finer than any screen
+        (r"#\w{6}\b(?=[^<>]*>)", lambda found: variables.get(found[0], found[0])),
+    ):
+        svg = re.sub(pattern, replacement, svg)
+    return svg
 
 
-def _scales(axes, xlabel, last, *, log=False, loglog=False):
-    from matplotlib.ticker import MaxNLocator
+def _name_lines(axes):
+    """Writes the name of each line at the point that is farthest from other lines.
 
+    Above the line where the nearest other is below it or ends earlier, else below.
+    """
+    to_axes = axes.transData + axes.transAxes.inverted()
+    points = [to_axes.transform(line.get_xydata()) for line in axes.lines]
+    for i, line in enumerate(axes.lines):
+        x, y = points[i].T
+        gaps = [np.full(len(x), 2.0)]  # to the edge, where there is no other
+        for other in points[:i] + points[i + 1 :]:
+            gaps.append(y - np.interp(x, *other.T, left=-2, right=-2))
+        nearest = np.array(gaps)[np.abs(gaps).argmin(axis=0), np.arange(len(x))]
+        # Not at the right, where names would not fit; in turn, where lines coincide.
+        aside = np.abs(x - 0.75 * (i + 0.5) / len(points))
+        best = np.argmax(np.minimum(np.abs(nearest), 1) - 0.05 * aside - (x > 0.75))
+        above = nearest[best] > 0 or (nearest[best] == 0 and i % 2 == 0)
+        offset = (3, 3) if above else (-3, -9)
+        _beside(axes, line.get_label(), line.get_xydata()[best], offset, "ink")
+
+
+def _beside(axes, text, point, offset, colour):
+    """Writes a text at an offset from a point, in points, away from it."""
+    axes.annotate(
+        text,
+        point,
+        xytext=offset,
+        textcoords="offset points",
+        ha="left" if offset[0] > 0 else "right",
+        color=COLOURS[colour],
+        fontsize=6.5,
+    )
+
+
+def _percent(value, _):
+    return f"{100 * value:g} %"
+
+
+def _scales(axes, xlabel, last, *, log=False, log_x=False):
     axes.set_xlabel(xlabel)
-    if log or loglog:
+    if log:
         axes.set_yscale("log")
         _log_ticks(axes.yaxis, axes.get_ylim())
     else:
@@ -283,7 +277,7 @@ def _scales(axes, xlabel, last, *, log=False, loglog=False):
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if axes.get_ylim()[1] >= 1000:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    if loglog:
+    if log_x:
         axes.set_xscale("log")
         _log_ticks(axes.xaxis, axes.get_xlim())
     else:
@@ -294,9 +288,7 @@ def _scales(axes, xlabel, last, *, log=False, loglog=False):
 
 def _log_ticks(axis, limits):
     """Labels powers of ten, and 2 and 5 times those where there are few."""
-    from matplotlib.ticker import LogLocator
-
-    decades = np.log10(limits[1] / limits[0])
+    decades = np.log10(limits[1]) - np.log10(limits[0])
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
     axis.set_major_formatter(lambda value, _: f"{value:g}".replace("e-0", "e-"))
     axis.set_minor_locator(LogLocator(subs=()))

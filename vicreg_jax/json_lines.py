@@ -1,0 +1,62 @@
+"""Files of JSON lines: read in spite of damage, appended, rewritten; none is its own.
+
+A process that is killed leaves half a line, a disk that fails leaves other bytes.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vicreg_jax import files
+from vicreg_jax.refusals import Unusable
+
+
+def read(
+    path: Path, is_usable: Callable[[dict[str, Any]], bool]
+) -> tuple[list[dict[str, Any]], int]:
+    """Returns the usable lines, and how many others there are; where no file is, none.
+
+    Args:
+      is_usable: tells whether an object has what will be asked of it.
+
+    Raises:
+      Unusable: the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    except OSError as error:
+        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
+    found = [_parsed(text) for text in content.splitlines()]
+    usable = [x for x in found if isinstance(x, dict) and is_usable(x)]
+    return usable, len(found) - len(usable)
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line, which is on disk afterwards.
+
+    Raises:
+      Unusable: the disk is full, or the file cannot be written.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Unusable(f"{path} cannot be written: {error.strerror}") from error
+
+
+def write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Replaces the file, whole or not at all. Raises: as `append`."""
+    files.write(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _parsed(text):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # also of bytes that are no UTF-8
+        return None

@@ -1,0 +1,341 @@
+"""Trained encoders from runs, exports and files of weights; nothing in them is run."""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax.traverse_util import unflatten_dict
+
+from vicreg_jax import config as configs
+from vicreg_jax import convert, models, weights
+from vicreg_jax.checkpoint import Checkpoints
+from vicreg_jax.models.resnet import LAYERS, STEMS
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
+from vicreg_jax.weights import DESCRIPTION, Encoder
+
+IMAGENET = configs.Data()
+UNSAID = {  # of a file without an encoder.json
+    "module": None,
+    "image_size": None,
+    "mean": IMAGENET.mean,
+    "std": IMAGENET.std,
+    "step": None,
+    "config": None,
+}
+CLASSIFIER = ("fc.weight", "fc.bias")  # of torchvision and timm
+
+
+def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encoder:
+    """Returns a trained encoder, whoever trained it: a run, an export, a PyTorch file.
+
+    It takes images as they are, see `weights.Encoder`, and normalizes them as the run
+    did, or by ImageNet's statistics for a file that does not say.
+
+    Args:
+      path: the workdir of a run (its newest checkpoint); the folder or a file that
+        `export.write` wrote; or a .pth, .pt or .safetensors file with the names of the
+        authors' code, torchvision or timm: an encoder, or encoder and projector,
+        alone or under "model". A classifier `fc` is left out. PyTorch files are read
+        with weights_only; nothing in a file is run.
+      encoder: the module, where it is not one of `models.create`, or has the stem
+        "solo_learn", whose tensors look like those of "cifar".
+
+    Raises:
+      NotFound: there is no such file or run, or it has saved nothing yet.
+      NotInstalled: reading this file needs PyTorch or safetensors.
+      Refusal: the file is damaged, or its tensors are not those of the module.
+
+    >>> import tempfile
+    >>> from vicreg_jax import export
+    >>> module = models.create("digits")
+    >>> shapes = weights.abstract(module, size=8, channels=1)
+    >>> zeros = jax.tree.map(jnp.zeros_like, shapes)
+    >>> given = Encoder(module, zeros, mean=[0.5], std=[0.25], image_size=8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = export.write(given, folder, formats=["safetensors"])
+    ...     load(folder)(np.zeros([2, 8, 8, 1], np.uint8)).shape
+    (2, 64)
+    """
+    path = Path(path).expanduser().absolute()
+    if path.is_file():
+        return _load_file(path, encoder)
+    about = None
+    if not (path / "checkpoints").is_dir():
+        about = weights.description(path)
+    if about:
+        for name in ("encoder.safetensors", "encoder.pth"):
+            if name in about["files"]:
+                return _load_file(path / name, encoder)
+        raise NotFound(
+            f"{path} holds only {', '.join(about['files'])}, which are not read back;"
+            " export safetensors too"
+        )
+    if not path.exists():
+        raise NotFound(f"there is no file or folder {path}")
+    if not (path / "config.json").is_file():
+        raise NotFound(
+            f"{path} is no run: there is no config.json; nor is it an export"
+        )
+    return _load_run(path, encoder)
+
+
+def _load_run(path, encoder):
+    config = _config_of_run(path / "config.json")
+    if encoder is None:
+        encoder = models.create(**config.model.spec())
+    expander = models.Expander(config.model.expander, bias=config.model.expander_bias)
+    like = weights.abstract(
+        models.JointEmbedding(encoder, expander),
+        size=config.data.image_size,
+        channels=len(config.data.mean),
+    )
+    if not (path / "checkpoints").is_dir():
+        raise NotFound(f"{path} has no checkpoint yet")
+    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    found = checkpoints.restore_part(like)
+    checkpoints.close()
+    if found is None:
+        raise NotFound(f"{path} has no checkpoint yet")
+    step, whole = found
+    weights.check(weights.flatten(whole), weights.flatten(like), path)
+    return Encoder(
+        encoder,
+        weights.part(whole, "encoder"),
+        mean=config.data.mean,
+        std=config.data.std,
+        image_size=config.data.image_size,
+        expander=weights.part(whole, "expander"),
+        config=config,
+        step=step,
+        source=str(path),
+    )
+
+
+def _config_of_run(path):
+    try:
+        return configs.parse(json.loads(path.read_text()))
+    except OSError as error:
+        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise Refusal(f"{path} is no config of a run: {one_line(error)}") from error
+
+
+def _load_file(path, encoder):
+    about = _description(path) or UNSAID
+    tensors, expander = _read(path), None
+    flat, ours = tensors, any("/" in name for name in tensors)
+    if not ours:
+        tensors = _without_prefixes(tensors, path)
+        variables = _from_torch(tensors, path)
+        if "encoder" in variables["params"]:
+            expander = weights.part(variables, "expander")
+            variables = weights.part(variables, "encoder")
+        flat = weights.flatten(variables)
+    if encoder is None:
+        encoder = _module(about["module"], flat, path)
+    module = encoder
+    if expander:
+        module = models.JointEmbedding(encoder, weights.expander_of(expander))
+    channels = _first_kernel(flat)[2] if about is UNSAID else len(about["mean"])
+    size = about["image_size"] or 224
+    shapes = weights.abstract(module, size=size, channels=channels)
+    names = weights.flatten if ours else convert.torch_views
+    weights.check(tensors, names(jax.tree.map(_without_memory, shapes)), path)
+    if channels != len(about["mean"]):
+        raise Refusal(
+            f"{path} takes images of {channels} channel(s), and does not say how they"
+            " are normalized; give mean and std: weights.Encoder(module,"
+            " convert.from_torch(tensors), mean=..., std=...)"
+        )
+    return Encoder(
+        encoder,
+        unflatten_dict(tensors, sep="/") if ours else variables,
+        mean=about["mean"],
+        std=about["std"],
+        image_size=about["image_size"] or _usual_size(encoder),
+        expander=expander,
+        config=_config_of_export(about["config"]),
+        step=about["step"],
+        source=str(path),
+    )
+
+
+def _description(path):
+    """Returns what encoder.json beside a file says of it, or None."""
+    about = weights.description(path.parent)
+    if about is None or path.name not in about["files"]:
+        return None
+    if weights.sha256(path) != about["files"][path.name]:
+        raise Refusal(
+            f"{path} is not the file that {DESCRIPTION} beside it describes (sha256);"
+            " it is damaged or was replaced: export it again"
+        )
+    return about
+
+
+def _config_of_export(content):
+    """Returns the config of the run, unless another version of this package wrote it.
+
+    It tells where weights come from; they do not need it.
+    """
+    try:
+        return configs.parse(content) if content else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _usual_size(module):
+    """Returns the image size of published encoders, of which that stem tells one."""
+    spec = models.spec(module) or {}
+    return 224 if spec.get("stem") == "imagenet" else None
+
+
+def _module(spec, flat, path):
+    """Returns the encoder that an export names or a file's tensors show."""
+    if not spec:
+        return models.create(**_architecture(flat, path))
+    try:
+        return models.create(**spec)
+    except (TypeError, ValueError) as error:
+        raise Refusal(
+            f"{path.parent / DESCRIPTION} names a module that there is not:"
+            f" {one_line(error)}"
+        ) from error
+
+
+def _architecture(flat, path):
+    """Returns the arguments of `models.create` for the ResNet of these parameters."""
+    kernel = _first_kernel(flat)
+    stems = [name for name, (size, *_) in STEMS.items() if size == kernel[0]]
+    blocks = {name.split("/")[1] for name in flat if name.startswith("params/layer")}
+    stages = tuple(
+        sum(name.startswith(f"layer{i}_") for name in blocks) for i in (1, 2, 3, 4)
+    )
+    bottleneck = "params/layer1_0/conv3/kernel" in flat
+    names = [name for name, layers in LAYERS.items() if layers == (stages, bottleneck)]
+    if not (stems and names) or kernel[3] % 64 or not kernel[3]:
+        kind = "bottleneck" if bottleneck else "basic"
+        raise Refusal(
+            f"{path} is no encoder known here: {stages} {kind} blocks, first kernel"
+            f" {list(kernel)}; expected one of {', '.join(LAYERS)}, a first kernel of 7"
+            " x 7 or 3 x 3 and a multiple of 64 channels. Give the module: encoder="
+        )
+    if len(stems) > 1:
+        logging.warning(
+            "%s has a stem that looks like %s; it is taken for %r: another gives other"
+            " features. To be sure, load(path, encoder=models.create(..., stem=...))",
+            path,
+            " or ".join(map(repr, stems)),
+            stems[0],
+        )
+    return {"name": names[0], "width": kernel[3] // 64, "stem": stems[0]}
+
+
+def _first_kernel(flat):
+    """Returns the shape [h, w, c, features] of the first convolution, if there is one.
+
+    Otherwise that of none, for three channels.
+    """
+    shape = np.shape(flat.get("params/conv1/kernel", 0))
+    return shape if len(shape) == 4 else (0, 0, 3, 0)
+
+
+def _without_memory(like):
+    """Returns an array of this shape and dtype that occupies a single number."""
+    return np.broadcast_to(np.zeros([], like.dtype), like.shape)
+
+
+def _without_prefixes(tensors, path):
+    """Returns the tensors of an encoder, or of backbone and projector, by their names.
+
+    Without a classifier and the prefixes of distributed training or of a backbone
+    that is alone.
+    """
+    for prefix in ("module.", "backbone."):
+        if prefix == "backbone." and any(x.startswith("projector.") for x in tensors):
+            break
+        shorter = {name.removeprefix(prefix): x for name, x in tensors.items()}
+        if len(shorter) < len(tensors):
+            raise Refusal(f"{path} has tensors of one name with and without {prefix!r}")
+        tensors = shorter
+    return {name: x for name, x in tensors.items() if name not in CLASSIFIER}
+
+
+def _from_torch(tensors, path) -> dict[str, Any]:
+    try:
+        return convert.from_torch(tensors)
+    except ValueError as error:
+        raise Refusal(f"{path}: {error}") from error
+
+
+def _read(path):
+    readers = {".pth": _torch, ".pt": _torch, ".safetensors": _safetensors}
+    if path.suffix not in readers:
+        raise Refusal(
+            f"{path}: weights are read from {', '.join(readers)} files and from"
+            " folders of runs and exports; pickles are never read"
+        )
+    try:
+        return readers[path.suffix](path)
+    except Refusal:
+        raise
+    except PermissionError as error:
+        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # whatever a damaged file makes the two raise
+        raise Refusal(f"{path} is damaged: {one_line(error)}") from error
+
+
+def _torch(path):
+    torch = require("torch", f"reading {path}", install="vicreg_jax[torch]")
+    try:
+        found = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"such as {name[1]}, " if name else ""
+        raise Refusal(
+            f"{path} holds more than tensors, {what}or is damaged; nothing in it was"
+            " run. Save its state dict alone"
+        ) from error
+    if isinstance(found, Mapping) and isinstance(found.get("model"), Mapping):
+        found = found["model"]
+    if not isinstance(found, Mapping) or not found:
+        what = f"a {type(found).__name__}" if not isinstance(found, Mapping) else "{}"
+        raise Refusal(f"{path} holds {what}; expected tensors by name")
+    others = [name for name in found if not isinstance(name, str)]
+    others += [name for name, x in found.items() if not torch.is_tensor(x)]
+    if others:
+        raise Refusal(
+            f"{path} holds {convert.listed(others)} beside tensors; expected tensors by"
+            " name, alone or under 'model'"
+        )
+    return {name: _array(name, tensor, path, torch) for name, tensor in found.items()}
+
+
+def _array(name, tensor, path, torch):
+    tensor = tensor.detach()  # of a Parameter
+    try:
+        if tensor.dtype == torch.bfloat16:  # NumPy has it from ml_dtypes alone
+            return tensor.view(torch.uint16).numpy().view(jnp.bfloat16)
+        return tensor.numpy()
+    except (RuntimeError, TypeError) as error:
+        raise Refusal(
+            f"{path}: {name!r} is {tensor.dtype}, {tensor.layout}, on"
+            f" {tensor.device}; expected a dense tensor of torch.float32"
+        ) from error
+
+
+def _safetensors(path):
+    numpy = require("safetensors.numpy", f"reading {path}", install="safetensors")
+    return numpy.load_file(path)

@@ -1,0 +1,158 @@
+"""Metrics of a run on disk, and for TensorBoard and Weights & Biases; it measures none.
+
+`metrics.jsonl` is the record. What follows it may fail; the run goes on.
+"""
+
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vicreg_jax import files, json_lines
+from vicreg_jax.refusals import one_line, require
+
+Note = Callable[[str], None]
+
+
+class Writer:
+    """Appends the metrics of a step to everything that records them.
+
+    Args:
+      workdir: an existing folder.
+      step: metrics beyond this step are cut; the run repeats those steps.
+      note: is told in a line what was damaged, or is no longer followed.
+      wandb_run: also log there, if given.
+
+    Attributes:
+      first: the first line of the record, or None.
+
+    Raises:
+      Unusable: the record cannot be read or written.
+    """
+
+    def __init__(self, workdir: Path, *, step: int, note: Note, wandb_run: Any = None):
+        self._path, self._note = workdir / "metrics.jsonl", note
+        self.first = _cut(self._path, step, note)
+        self._followers = {}
+        if wandb_run:
+            self._followers["Weights & Biases"] = lambda step, metrics: wandb_run.log(
+                dict(metrics), step=step
+            )
+        self._board = None
+        try:
+            self._board = _board(workdir, step)
+            self._followers["TensorBoard"] = self._draw
+        except Exception as error:  # whatever a package raises that does not fit
+            note(f"no TensorBoard events: {one_line(error)}")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records finite numbers; the line is on disk afterwards.
+
+        Raises:
+          Unusable: the disk is full, or the record cannot be written.
+        """
+        line = {"step": step, **metrics}
+        json_lines.append(self._path, line)
+        self.first = self.first or line
+        for name, follow in list(self._followers.items()):
+            try:
+                follow(step, metrics)
+            except Exception as error:
+                del self._followers[name]
+                self._note(f"step {step}: no more metrics to {name}: {one_line(error)}")
+
+    def _draw(self, step, metrics):
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+
+    def close(self) -> None:
+        if self._board:
+            self._board.close()
+
+
+class Silent:
+    """Takes what `Writer` takes, of the processes that do not write."""
+
+    first: Mapping[str, float] | None = None
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.first = self.first or {"step": step, **metrics}
+
+    def close(self) -> None: ...
+
+
+def wandb_starter(
+    project: str,
+) -> Callable[[Path, Mapping[str, object], Note], Any]:
+    """Returns a function of (workdir, config, note) that starts Weights & Biases.
+
+    It returns a run, which is kept on disk only where the service is out of reach, or
+    None where that fails too, or the project is "".
+
+    Raises:
+      NotInstalled: a project is named, but Weights & Biases is not installed.
+    """
+    if not project:
+        return lambda workdir, config, note: None
+    wandb = require("wandb", f"config.wandb={project!r}", install="wandb")
+
+    def start(workdir, config, note):
+        settings = dict(
+            project=project,
+            id=_wandb_id(workdir),
+            name=workdir.name,
+            dir=str(workdir),
+            config=dict(config),
+        )
+        try:
+            return wandb.init(**settings, resume="allow")
+        except Exception as error:  # no network, no key, no such project
+            note(
+                f"Weights & Biases: {one_line(error)}; what it would get is kept in"
+                f" {workdir / 'wandb'} for `wandb sync`"
+            )
+        try:
+            wandb.teardown()  # else the name of the run is taken
+            return wandb.init(**settings, mode="offline")
+        except Exception as error:
+            note(f"nothing is kept for Weights & Biases: {one_line(error)}")
+            return None
+
+    return start
+
+
+def _wandb_id(workdir):
+    """Returns the name of the run that a restart continues."""
+    path = workdir / "wandb_id.txt"
+    known = path.read_bytes().strip() if path.exists() else b""
+    if not known.isalnum():  # empty, or damaged
+        known = uuid.uuid4().hex.encode()
+        files.write(path, known)
+    return known.decode()
+
+
+def _cut(path, step, note):
+    """Drops what lies beyond the step or is damaged; returns the first line."""
+    lines, damaged = json_lines.read(path, _is_of_a_step)
+    kept = [line for line in lines if line["step"] <= step]
+    if path.exists():
+        json_lines.write(path, kept)
+    if damaged:
+        note(f"{path}: dropped {damaged} damaged line{'s' * (damaged > 1)}")
+    return kept[0] if kept else None
+
+
+def _is_of_a_step(line):
+    numbers = all(isinstance(value, int | float) for value in line.values())
+    return numbers and isinstance(line.get("step"), int)
+
+
+def _board(workdir, step):
+    writer = require(
+        "tensorboardX", "metrics for TensorBoard", install="tensorboardX"
+    ).SummaryWriter
+    # The suffix keeps a run that restarts within a second from overwriting a file.
+    return writer(
+        str(workdir / "tensorboard"), purge_step=step + 1, filename_suffix=f".{step}"
+    )

@@ -1,0 +1,181 @@
+"""What a report is made of: a run's files and a gallery, both checked, none written."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vicreg_jax import config as configs
+from vicreg_jax.config import Config
+from vicreg_jax.refusals import NotFound, Refusal, one_line
+
+MOST = 5000  # images of a gallery: the page and the map have their limits
+# What reading JSON may raise: no file, no UTF-8, no JSON, nested ten thousand deep.
+BROKEN = (OSError, ValueError, RecursionError)
+
+
+class Record(NamedTuple):
+    """All that a workdir says of its run; what is absent is empty."""
+
+    name: str  # of the workdir
+    config: Config
+    weights: dict[str, float]  # of the terms of the loss
+    metrics: list[dict[str, float]]  # by step; finite numbers
+    damaged: int  # lines of metrics.jsonl that could not be read
+    environment: dict[str, Any]
+    few_labels: list[dict[str, Any]]
+    results: list[dict[str, Any]]  # of eval/*/result.json
+    diagnostics: dict[str, dict[str, Any]]  # name of its folder -> diagnostics.json
+    unreadable: list[str]  # files that are there, but not what they should be
+
+
+class Gallery(NamedTuple):
+    """What a report shows of some images."""
+
+    features: np.ndarray  # float32 [n, f], their representations
+    thumbnails: np.ndarray  # uint8 [n, t, t, c]
+    labels: np.ndarray | None  # int [n]
+    classes: Sequence[str]  # names of the labels; may be empty
+    views: np.ndarray  # uint8 [k, 2, s, s, c]: the augmented views of k images
+
+
+def read_run(workdir: str | os.PathLike) -> Record:
+    """Returns the record of a run.
+
+    Raises:
+      NotFound: the folder holds no run.
+      Refusal: its config.json cannot be read.
+    """
+    workdir = Path(workdir).expanduser()
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise NotFound(f"{workdir} is no run: there is no config.json")
+    try:
+        config = configs.parse(_load(path))
+    except BROKEN as error:
+        raise Refusal(f"{path} cannot be read: {one_line(error)}") from error
+    unreadable = []
+
+    def found(pattern, good):
+        """Returns the contents of the good files that match, by their folders."""
+        contents = {}
+        for path in sorted(workdir.glob(pattern)):
+            try:
+                content = _load(path)
+            except BROKEN:
+                content = None
+            if good(content):
+                contents[_printable(path.parent.name)] = content
+            else:
+                unreadable.append(_printable(str(path.relative_to(workdir))))
+        return contents
+
+    def one(name, good, otherwise):
+        return next(iter(found(name, good).values()), otherwise)
+
+    lines, damaged = [], 0
+    try:
+        lines, damaged = _metrics(workdir / "metrics.jsonl")
+    except OSError:
+        unreadable.append("metrics.jsonl")
+    return Record(
+        name=_printable(workdir.resolve().name),
+        config=config,
+        weights=dict(config.loss),
+        metrics=lines,
+        damaged=damaged,
+        environment=one("environment.json", _is_mapping, {}),
+        few_labels=one("few_labels.json", _is_few_labels, []),
+        results=list(found("eval/*/result.json", _is_result).values()),
+        diagnostics=found("eval/*/diagnostics.json", _is_mapping),
+        unreadable=unreadable,
+    )
+
+
+def check_gallery(gallery: Gallery) -> None:
+    """Raises ValueError where the arrays do not fit each other."""
+    features, thumbnails, labels, _, views = gallery
+    n = len(features)
+    if features.ndim != 2 or not 2 <= n <= MOST:
+        raise ValueError(
+            f"gallery.features are [n, f] with n from 2 to {MOST}; got {features.shape}"
+        )
+    if not np.isfinite(features).all():
+        raise ValueError("gallery.features must be finite; got nan or inf")
+    pairs = views.ndim == 5 and views.shape[1] == 2
+    for name, images, good, wanted in (
+        ("thumbnails", thumbnails, thumbnails.ndim == 4, "[n, t, t, 1 or 3]"),
+        ("views", views, pairs, "pairs [k, 2, s, s, 1 or 3]"),
+    ):
+        if not good or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
+            raise ValueError(
+                f"gallery.{name} are uint8 {wanted}; got {images.dtype} {images.shape}"
+            )
+    if len(thumbnails) != n or (labels is not None and labels.shape != (n,)):
+        found = "none" if labels is None else labels.shape
+        raise ValueError(
+            f"gallery: {n} features need {n} thumbnails and labels; got"
+            f" {len(thumbnails)} and {found}"
+        )
+
+
+def is_number(x: Any) -> bool:
+    """Tells numbers that a float32 can hold from the rest of JSON, bool included."""
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 3.4e38
+
+
+def _load(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _printable(text):
+    """Returns the name of a file; bytes of it that are no UTF-8 become ?."""
+    return text.encode(errors="replace").decode()
+
+
+def _metrics(path):
+    """Returns the lines by step, the last one of each, and how many were damaged."""
+    lines, damaged = {}, 0
+    if not path.exists():
+        return [], 0
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except BROKEN:
+            line = None
+        if not isinstance(line, dict) or not is_number(line.get("step")):
+            damaged += 1
+            continue
+        lines[line["step"]] = {name: x for name, x in line.items() if is_number(x)}
+    return [lines[step] for step in sorted(lines)], damaged
+
+
+def _is_mapping(x):
+    return isinstance(x, dict)
+
+
+def _is_result(x):
+    if not isinstance(x, dict) or not isinstance(x.get("results"), dict):
+        return False
+    published, tested = x.get("published", {}), x.get("tested")
+    return (
+        isinstance(published, dict)
+        and all(map(is_number, [*x["results"].values(), *published.values()]))
+        and isinstance(x.get("notes", []), list)
+        and (tested is None or (type(tested) is int and 0 <= tested < 2**53))
+    )
+
+
+def _is_few_labels(x):
+    return isinstance(x, list) and all(
+        isinstance(row, dict)
+        and {"features", "probe", "labels", "draws"} <= set(row)
+        and is_number(row["labels"])
+        and isinstance(row["draws"], list)
+        and row["draws"]
+        and all(map(is_number, row["draws"]))
+        for row in x
+    )

@@ -1,0 +1,132 @@
+"""The tasks by name: what the program does once it knows its config."""
+
+import dataclasses
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from vicreg_jax import devices, evaluate, export, hub, loading, report, train
+from vicreg_jax.config import Config
+from vicreg_jax.data import shards
+from vicreg_jax.data.sources import load_splits
+from vicreg_jax.evaluate import tasks as evaluations
+from vicreg_jax.gallery import gallery
+from vicreg_jax.protocol import Evaluation
+from vicreg_jax.refusals import Refusal
+
+
+def pretrain(config: Config, workdir: Path) -> None:
+    """Trains, then prints the table of few-label probes if the config asks for it."""
+    if not config.evaluate.draws:
+        train.run(config, workdir)
+        return
+    evaluate.check_installed()
+    splits = load_splits(config.data, seed=config.seed)
+    evaluate.check(splits, config)
+    trained = train.run(config, workdir, source=splits.train)
+    encoders = {
+        "untrained encoder": train.untrained(config),
+        "VICReg": trained.encoder,
+    }
+    table = evaluate.few_labels(splits, encoders, config)
+    if jax.process_index() == 0:  # all have computed it, with all devices
+        evaluate.save(table, workdir / "few_labels.json")
+        evaluate.show(table)
+
+
+def prepare(config: Config, workdir: Path) -> None:
+    """Writes a data set into the workdir as ArrayRecord files."""
+    images = load_splits(config.data, seed=config.seed).train
+    if images.names is None:
+        raise Refusal(
+            f"config.data.name {config.data.name!r} gives arrays, which are read as"
+            " they are; the task prepare is for image files"
+        )
+    with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("preparing", total=len(images))
+        shards.prepare(
+            images,
+            workdir,
+            **dataclasses.asdict(config.prepare),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(
+        f"{workdir} is prepared; train with --config.data.name=prepared"
+        f" --config.data.path={workdir}",
+        file=sys.stderr,
+    )
+
+
+def judge(config: Evaluation, workdir: Path, *, name: str) -> None:
+    """Evaluates an encoder; `name` is the recipe's, for the result."""
+    if config.task not in ("linear", "finetune"):
+        # Others save what they have as they go. Of several processes jax would keep the
+        # signal, for those that ask it whether to stop.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    evaluations.run(config, workdir, name=name)
+
+
+def write_report(config: Evaluation, workdir: Path) -> None:
+    """Writes the page of a run into its folder."""
+    _need_one_process("a report")
+    report.check_installed()
+    page = report.write(workdir, gallery=gallery(workdir))
+    print(f"{page} is written; open it in a browser", file=sys.stderr)
+
+
+def write_export(config: Evaluation, workdir: Path) -> None:
+    """Writes an encoder for others, and checks what they would compute with it."""
+    _need_one_process("an export")
+    devices.mesh()
+    encoder, options = loading.load(config.checkpoint), config.export
+    size = options.image_size or encoder.known_size()
+    encoder = dataclasses.replace(encoder, image_size=size)
+    export.write(encoder, workdir, formats=options.formats)
+    shape = (4, size, size, encoder.channels)
+    images = np.random.default_rng(config.seed).normal(size=shape).astype(np.float32)
+    export.show(export.agreement(encoder, workdir, images), formats=options.formats)
+    if options.hub:
+        print(hub.push(workdir, options.hub), file=sys.stderr)
+
+
+TASKS: dict[str, Callable[[Config | Evaluation, Path], None]] = {
+    "pretrain": pretrain,
+    "prepare": prepare,
+    "export": write_export,
+    "report": write_report,
+}
+
+
+def run(config: Config | Evaluation, workdir: str | None, *, name: str) -> None:
+    """Does the task of a config.
+
+    Args:
+      workdir: by default runs/NAME; of an evaluation of a run RUN/eval/NAME.
+      name: of the recipe.
+    """
+    folder = Path("runs", name)
+    if config.task == "report" and not workdir:
+        raise Refusal("--workdir is missing: the folder of the run to report on")
+    if config.task in evaluations.TASKS:
+        trained = Path(config.checkpoint).expanduser()
+        if (trained / "config.json").is_file():
+            folder = trained / "eval" / name
+    folder = Path(workdir).expanduser() if workdir else folder
+    if config.task in evaluations.TASKS:
+        judge(config, folder, name=name)
+    else:
+        TASKS[config.task](config, folder)
+
+
+def _need_one_process(article):
+    if jax.process_count() > 1:
+        raise Refusal(
+            f"one process makes {article}, and jax.distributed has"
+            f" {jax.process_count()}; start it once, or set JAX_NUM_PROCESSES=1"
+        )
