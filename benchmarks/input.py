@@ -52,12 +52,14 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps  # noqa: E402
 
 from vicreg_jax import config as configs  # noqa: E402
 from vicreg_jax import sharding, train  # noqa: E402
-from vicreg_jax.data import batches, plan, sources, views  # noqa: E402
-from vicreg_jax.data.encoded import ImageFiles  # noqa: E402
-from vicreg_jax.data.folder import open_folder  # noqa: E402
-from vicreg_jax.data.records import Names  # noqa: E402
-from vicreg_jax.data.shards import INDEX, open_prepared  # noqa: E402
+from vicreg_jax.data import batches, plan  # noqa: E402
+from vicreg_jax.data.augment import draw  # noqa: E402
+from vicreg_jax.data.image_files import ImageFiles  # noqa: E402
 from vicreg_jax.data.source import Arrays, How  # noqa: E402
+from vicreg_jax.data.sources.arrays import open_arrays  # noqa: E402
+from vicreg_jax.data.sources.folder import open_folder  # noqa: E402
+from vicreg_jax.data.sources.prepared import INDEX, open_prepared  # noqa: E402
+from vicreg_jax.data.sources.tfrecord import Names  # noqa: E402
 
 IMAGES, BATCH, BATCH_OF_ARRAYS = 128, 64, 512
 LOOP, WARM = 50, 10  # steps, and those of them that are not counted
@@ -75,7 +77,7 @@ def main() -> None:
     if args.loop:
         result = measure_loop(image_files(args.data, None), args.size, args.rounds)
     elif args.data.endswith(".npz"):
-        images = sources.open_arrays(args.data).train.array[:BATCH_OF_ARRAYS]
+        images = open_arrays(args.data).train.array[:BATCH_OF_ARRAYS]
         result = measure_arrays(images, args.size, args.rounds)
     else:
         result = measure(image_files(args.data, 1), args.size, args.rounds)
@@ -104,9 +106,9 @@ def measure(files: ImageFiles, size: int, rounds: int) -> dict:
         "host, colours": How("finished", size),
         "device": held.how(config, accelerator=True),
     }
-    uniforms = plan.uniforms(0, 0, (len(data), 2, views.NUMBERS))
+    uniforms = plan.uniforms(0, 0, (len(data), 2, draw.NUMBERS))
     sizes = np.array([held.whole(i).shape[:2] for i in range(len(data))])
-    drawn = views.parameters(uniforms, sizes, policies)
+    drawn = draw.parameters(uniforms, sizes, policies)
     everything = np.arange(len(data))
 
     def host(how):
@@ -166,7 +168,7 @@ def measure_loop(files: ImageFiles, size: int, rounds: int) -> dict:
     config = configs.parse(settings)
     made = batches.Batches(images, config, sharding.data_mesh())
     planner = plan.Planner(
-        seed=0, examples=count, batch_size=BATCH, views=2, numbers=views.NUMBERS
+        seed=0, examples=count, batch_size=BATCH, views=2, numbers=draw.NUMBERS
     )
 
     def alone():
@@ -203,7 +205,7 @@ def measure_arrays(images: np.ndarray, size: int, rounds: int) -> dict:
     augment = dict(crop_scale=(0.2, 1.0), blur=(0.0, 0.0), solarize=(0.1, 0.1))
     data = dict(batch_size=len(images), image_size=size)
     config = configs.parse(dict(data=data, augment=augment))
-    numbers = dict(views=2, numbers=views.NUMBERS)
+    numbers = dict(views=2, numbers=draw.NUMBERS)
     planner = plan.Planner(
         seed=0, examples=len(images), batch_size=len(images), **numbers
     )
@@ -268,7 +270,7 @@ def here(cores=1):
 def on_device(held, config, how, rounds):
     """Returns images per second of what is left to the device, both views."""
     count = min(BATCH, len(held))
-    uniforms = plan.uniforms(0, 0, (count, 2, views.NUMBERS))
+    uniforms = plan.uniforms(0, 0, (count, 2, draw.NUMBERS))
     drawn = np.arange(count), uniforms, batches.policies(config)
     batch = batches.Batch(*held.views(*drawn, how), how.kind)
     batch = jax.device_put(batch)
@@ -293,7 +295,7 @@ def plain(data, index, drawn, size):
 def augmented(image, index, drawn, size):
     result = []
     for v in range(2):
-        p = views.Parameters(*(leaf[index, v] for leaf in drawn))
+        p = draw.Parameters(*(leaf[index, v] for leaf in drawn))
         top, left, height, width = p.box.astype(int).tolist()
         x = image.crop((left, top, left + width, top + height))
         x = x.resize((size, size), Image.Resampling.BICUBIC)

@@ -38,8 +38,10 @@ import numpy as np
 from benchmarks.machine import processor
 from vicreg_jax import config as configs
 from vicreg_jax import devices, sharding, train
-from vicreg_jax.data import batches, plan, sources, views
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import Arrays
+from vicreg_jax.data.sources.fake import Noise
 from vicreg_jax.train import build
 
 LOG = 20  # steps between two lines of metrics, and those that are not counted
@@ -72,7 +74,7 @@ def recipe(args: argparse.Namespace) -> configs.Config:
     )
 
 
-class Fake(sources.Noise):
+class Fake(Noise):
     """Fake images that note the processor time as each batch is made."""
 
     def __init__(self, data: configs.Data):
@@ -101,7 +103,7 @@ class Bare:
             examples=len(images),
             batch_size=config.data.batch_size,
             views=2,
-            numbers=views.NUMBERS,
+            numbers=draw.NUMBERS,
         )
         method = build.method(config, None, None)
         _, tx = build.optimizer(config, planner.steps_per_epoch)

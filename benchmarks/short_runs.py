@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from vicreg_jax import config, evaluate, loading, train
-from vicreg_jax.data import sources
-from vicreg_jax.data.folder import open_folder
 from vicreg_jax.data.source import Arrays
+from vicreg_jax.data.sources.arrays import open_arrays
+from vicreg_jax.data.sources.folder import open_folder
 
 NEIGHBOURS = (1, 20)
 COMMON = (
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--imagenette", type=Path, help="a folder of train/ and val/")
     args = parser.parse_args()
     if args.cifar10:
-        splits = sources.open_arrays(args.cifar10)
+        splits = open_arrays(args.cifar10)
         run("cifar10", args.cifar10, splits, CIFAR10, args.out)
     if args.imagenette:
         splits = [_in_memory(args.imagenette / part) for part in ("train", "val")]

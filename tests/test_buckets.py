@@ -21,11 +21,11 @@ from test_main import DIGITS, main
 from vicreg_jax import config as configs
 from vicreg_jax import files
 from vicreg_jax.config import Data
-from vicreg_jax.data import sources
-from vicreg_jax.data.folder import open_folder
-from vicreg_jax.data.records import Records
-from vicreg_jax.data.shards import prepare, verify
 from vicreg_jax.data.source import How
+from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.data.sources.prepared import prepare, verify
+from vicreg_jax.data.sources.tfrecord import Records
 
 pytest.importorskip("array_record.python.array_record_module")
 
@@ -99,9 +99,7 @@ def stored(bucket, local):
 
 
 def load(kind, path=None, **more):
-    return sources.load_splits(
-        Data(name=kind, path=path or KINDS[kind]), seed=0, **more
-    )
+    return load_splits(Data(name=kind, path=path or KINDS[kind]), seed=0, **more)
 
 
 @pytest.fixture
@@ -288,7 +286,7 @@ def test_a_service_that_does_not_answer_is_given_up(once, stored, kind):
 
 
 def test_array_record_is_given_up_at_the_start(stored, monkeypatch):
-    monkeypatch.setattr("vicreg_jax.data.shards.PATIENCE", 0.3)
+    monkeypatch.setattr("vicreg_jax.data.sources.prepared.PATIENCE", 0.3)
     stored.always, stored.client = 503, "gl-cpp"
     with refused(
         files.Unreachable, "/images-00000-of-00003.* no answer in 0.3 seconds"

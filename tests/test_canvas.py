@@ -10,9 +10,10 @@ from PIL import Image
 
 from vicreg_jax import config as configs
 from vicreg_jax import train
-from vicreg_jax.data import batches, pixels, plan, views
-from vicreg_jax.data.folder import open_folder
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw, on_device
 from vicreg_jax.data.source import Arrays, How
+from vicreg_jax.data.sources.folder import open_folder
 
 POLICIES = [batches.policies(configs.Config())[1]._replace(blur=0.5)] * 2
 SIZE, CANVAS = 24, 64
@@ -34,7 +35,7 @@ def images(request, tmp_path):
 
 def both(images, *, canvas=CANVAS, channels=3):
     indices = np.arange(len(images))
-    uniforms = plan.uniforms(0, 0, (len(images), 2, views.NUMBERS))
+    uniforms = plan.uniforms(0, 0, (len(images), 2, draw.NUMBERS))
     given = indices, uniforms, POLICIES
     crops = images.views(*given, How("crops", SIZE, channels))
     return crops, images.views(*given, How("whole", SIZE, channels, canvas))
@@ -46,8 +47,8 @@ def test_the_device_makes_of_a_canvas_the_crops_of_the_host(images, channels):
     assert canvases.shape == (12, CANVAS, CANVAS, channels)
     for v in range(2):
         box = jnp.asarray(parameters.box[:, v])
-        pictures = pixels.as_float(jnp.asarray(canvases))
-        got = 255 * pixels.crop_resize(pictures, box, size=SIZE)
+        pictures = on_device.as_float(jnp.asarray(canvases))
+        got = 255 * on_device.crop_resize(pictures, box, size=SIZE)
         # Pillow rounds to 8 bits after each of its two passes.
         np.testing.assert_allclose(got, crops[:, v], atol=1.5)
 
@@ -74,14 +75,14 @@ def test_a_canvas_holds_the_image_itself_or_the_finished_crops(images):
 
 def test_everything_but_the_boxes_is_the_same(images):
     (_, drawn), (_, parameters) = both(images)
-    for name in views.Parameters._fields:
+    for name in draw.Parameters._fields:
         if name != "box":
             a, b = getattr(drawn, name), getattr(parameters, name)
             np.testing.assert_array_equal(a, b)
 
 
 def test_a_broken_image_is_replaced_on_a_canvas_too(images):
-    uniforms = plan.uniforms(0, 0, (2, 2, views.NUMBERS))
+    uniforms = plan.uniforms(0, 0, (2, 2, draw.NUMBERS))
     where = dict(policies=POLICIES, how=How("whole", SIZE, canvas=CANVAS))
     want = images.views(np.array([4, 7]), uniforms, **where)
     with open(images.names[3], "wb") as file:

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from vicreg_jax import config as configs
 from vicreg_jax import recipes, sharding, train
-from vicreg_jax.data import batches, plan, views
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import Arrays
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.train import build
@@ -35,8 +36,8 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     state = jax.eval_shape(build.initializer(method, tx, config))
     data = config.data
     b, size, channels = data.batch_size, data.image_size, len(data.mean)
-    numbers = plan.uniforms(0, 0, (2, 2, views.NUMBERS))
-    parameters = views.parameters(numbers, np.array([64, 64]), batches.policies(config))
+    numbers = plan.uniforms(0, 0, (2, 2, draw.NUMBERS))
+    parameters = draw.parameters(numbers, np.array([64, 64]), batches.policies(config))
     parameters = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype), parameters
     )
@@ -133,7 +134,7 @@ def test_a_policy_is_the_published_one(policy):
     )
     shared = first._replace(blur=0, solarize=0)
     assert shared == second._replace(blur=0, solarize=0)
-    assert shared == views.Policy(
+    assert shared == draw.Policy(
         **dict(crop_scale=(least, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.5),
         interpolation="bicubic",
         **dict(rotation=0.0, shear=0.0, jitter=0.8, brightness=0.4, contrast=0.4),

@@ -17,11 +17,12 @@ from PIL import Image
 from vicreg_jax import config as configs
 from vicreg_jax import sharding, train
 from vicreg_jax.config import Config
-from vicreg_jax.data import batches, encoded, pixels, plan, views
-from vicreg_jax.data.encoded import ImageFiles
-from vicreg_jax.data.folder import open_folder
-from vicreg_jax.data.shards import prepare
+from vicreg_jax.data import batches, image_files, plan
+from vicreg_jax.data.augment import draw, on_device
+from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.source import How
+from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.prepared import prepare
 from vicreg_jax.refusals import Refusal
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,7 +45,7 @@ def pictures(root, classes=("b", "a"), each=4, ending="png"):
 
 
 def uniforms(b, seed=0):
-    return plan.uniforms(seed, 0, (b, 2, views.NUMBERS))
+    return plan.uniforms(seed, 0, (b, 2, draw.NUMBERS))
 
 
 def test_class_folders_are_labelled_in_alphabetic_order(tmp_path):
@@ -75,7 +76,7 @@ def test_views_are_those_that_the_accelerator_would_cut_from_the_whole_image(tmp
         whole = jnp.asarray(images.whole(index))[None]
         for v in range(2):
             box = jnp.asarray(parameters.box[row : row + 1, v])
-            want = pixels.crop_resize(pixels.as_float(whole), box, size=24)[0]
+            want = on_device.crop_resize(on_device.as_float(whole), box, size=24)[0]
             # Pillow rounds to 8 bits after each of its two passes.
             np.testing.assert_allclose(crops[row, v], 255 * want, atol=1.5)
 
@@ -86,8 +87,8 @@ def test_rendered_crops_are_recoloured_like_whole_images(tmp_path):
         np.arange(4), uniforms(4), [POLICY] * 2, How("crops", 24)
     )
     view = jax.tree.map(lambda x: jnp.asarray(x[:, 0]), parameters)
-    got = pixels.render_crops(jnp.asarray(crops[:, 0]), view, policy=POLICY)
-    want = pixels.recolour(jnp.asarray(crops[:, 0]) / 255, view, policy=POLICY)
+    got = on_device.render_crops(jnp.asarray(crops[:, 0]), view, policy=POLICY)
+    want = on_device.recolour(jnp.asarray(crops[:, 0]) / 255, view, policy=POLICY)
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
@@ -103,7 +104,7 @@ def test_grey_palette_and_transparent_files_become_rgb(tmp_path):
 
 
 def test_a_broken_file_is_replaced_by_the_next_and_noted(tmp_path, monkeypatch):
-    monkeypatch.setattr("vicreg_jax.data.encoded.BROKEN_AT_MOST", 0.5)
+    monkeypatch.setattr("vicreg_jax.data.image_files.BROKEN_AT_MOST", 0.5)
     images = open_folder(pictures(tmp_path, ending="jpg"))
     Path(images.names[1]).write_bytes(b"not an image")
     cut = Path(images.names[2])
@@ -248,7 +249,7 @@ def test_bitmaps_of_16_bits_a_pixel_are_read(tmp_path):
 def test_the_first_two_of_three_views_are_those_of_two(tmp_path, kind):
     images, numbers = (
         open_folder(pictures(tmp_path)),
-        plan.uniforms(0, 0, (8, 3, views.NUMBERS)),
+        plan.uniforms(0, 0, (8, 3, draw.NUMBERS)),
     )
     config = configs.parse(run_config(tmp_path, colour="host"))
     seen = []
@@ -436,9 +437,9 @@ def test_what_views_shows_is_what_chosen_names(tmp_path):
 
 
 def test_threads_are_as_many_as_the_process_has_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoded.os, "sched_getaffinity", lambda _: {3, 5, 7})
+    monkeypatch.setattr(image_files.os, "sched_getaffinity", lambda _: {3, 5, 7})
     images = open_folder(pictures(tmp_path))
-    assert encoded.cores() == images.threads == images._threads._max_workers == 3
+    assert image_files.cores() == images.threads == images._threads._max_workers == 3
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
@@ -446,7 +447,7 @@ def test_each_host_reads_its_share_of_a_batch_and_nothing_else(tmp_path, hosts):
     images = open_folder(pictures(tmp_path, each=10))
     read, reads = images.read, []
     images.read = lambda index: (reads.append(index), read(index))[1]
-    numbers = dict(views=2, numbers=views.NUMBERS)
+    numbers = dict(views=2, numbers=draw.NUMBERS)
     planner = plan.Planner(seed=0, examples=20, batch_size=16, **numbers)
     config = configs.parse(run_config(tmp_path))
     made = batches.Batches(images, config, sharding.data_mesh())

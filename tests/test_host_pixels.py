@@ -13,9 +13,10 @@ from test_main import ROOT, lines, main
 from vicreg_jax import config as configs
 from vicreg_jax import sharding
 from vicreg_jax.config import Config
-from vicreg_jax.data import batches, host_pixels, pixels, plan, views
-from vicreg_jax.data.folder import open_folder
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw, on_device, on_host
 from vicreg_jax.data.source import Arrays, How
+from vicreg_jax.data.sources.folder import open_folder
 
 pytest.importorskip("numba", reason='needs pip install "vicreg_jax[data]"')
 
@@ -30,14 +31,14 @@ def as_picture(image):
 
 def as_levels(picture):
     out = np.empty(picture.T.shape, np.uint8)
-    host_pixels.finish(np.ascontiguousarray(picture), out)
+    on_host.finish(np.ascontiguousarray(picture), out)
     return out
 
 
 def applied(name, image, parameter):
     """An operation of the host on an image: uint8 [h, w, c]."""
     picture = as_picture(image)
-    operation = getattr(host_pixels, name)
+    operation = getattr(on_host, name)
     if name in ("grey", "solarize"):
         operation(picture)
     else:
@@ -70,8 +71,8 @@ def test_an_operation_is_that_of_the_accelerator(name, channels):
             got = applied(name, image, parameter)
             flag = name in ("grey", "solarize")
             values = jnp.asarray([True if flag else parameter])
-            floats = pixels.as_float(jnp.asarray(image[None]))
-            want = 255 * np.asarray(getattr(pixels, name)(floats, values)[0])
+            floats = on_device.as_float(jnp.asarray(image[None]))
+            want = 255 * np.asarray(getattr(on_device, name)(floats, values)[0])
             # The same float32 arithmetic, then rounded: a quarter of a level.
             differences = np.abs(got - want)
             assert differences.mean() < 0.3
@@ -90,16 +91,16 @@ def test_a_crop_is_that_of_the_accelerator(channels, interpolation):
     ]:
         box = np.array(box, np.float32)
         for flip in (False, True):
-            picture = host_pixels.crop_resize(
+            picture = on_host.crop_resize(
                 image, box, size=size, interpolation=interpolation, flip=flip
             )
-            want = pixels.crop_resize(
-                pixels.as_float(jnp.asarray(image[None])),
+            want = on_device.crop_resize(
+                on_device.as_float(jnp.asarray(image[None])),
                 jnp.asarray(box[None]),
                 size=size,
                 interpolation=interpolation,
             )
-            want = np.asarray(pixels.flip(want, jnp.asarray([flip])))[0]
+            want = np.asarray(on_device.flip(want, jnp.asarray([flip])))[0]
             differences = 255 * np.abs(picture.T - want)
             if interpolation == "bilinear":  # sums of float32, in another order
                 assert differences.max() < 2e-3
@@ -112,7 +113,7 @@ def test_a_crop_is_that_of_the_accelerator(channels, interpolation):
 @pytest.mark.parametrize("crop", range(4))
 def test_a_crop_is_that_of_pillow(crop):
     *box, size = GOLDEN[f"crop{crop}/box"].tolist()
-    picture = host_pixels.crop_resize(GOLDEN["image"], np.array(box), size=size)
+    picture = on_host.crop_resize(GOLDEN["image"], np.array(box), size=size)
     differences = np.abs(255 * picture.T - GOLDEN[f"crop{crop}/bicubic"])
     # Pillow rounds to 8 bits after each of its two passes, half a level each; and rows
     # come before columns here, see above.
@@ -151,7 +152,7 @@ def test_a_chain_of_operations_is_that_of_pillow():
     numbers = dict(brightness=1.3, contrast=0.7, saturation=1.15, hue=0.06, sigma=1.2)
     one = {name: np.float32(x) for name, x in numbers.items()}
     view = neutral()._replace(**one, solarize=np.True_)
-    got = as_levels(host_pixels.recolour(as_picture(GOLDEN["image"]), view))
+    got = as_levels(on_host.recolour(as_picture(GOLDEN["image"]), view))
     differences = np.abs(got.astype(int) - GOLDEN["chain"])
     # As for the accelerator's, and half a level for the rounding here.
     assert differences.mean() < 1.5 and differences.max() < 4.5
@@ -160,7 +161,7 @@ def test_a_chain_of_operations_is_that_of_pillow():
 def neutral():
     """The parameters of a view that is the image."""
     one, zero, no = np.float32(1), np.float32(0), np.False_
-    return views.Parameters(
+    return draw.Parameters(
         box=np.array([0, 0, 12, 16], np.float32),
         **dict(flip=no, rotation=zero, shear=zero, brightness=one, contrast=one),
         **dict(saturation=one, hue=zero, order=np.arange(4), grey=no, sigma=zero),
@@ -170,8 +171,8 @@ def neutral():
 
 def test_a_view_for_which_nothing_was_drawn_is_the_image():
     image = noise(height=16, width=16)[0]
-    picture = host_pixels.crop_resize(image, np.array([0, 0, 16, 16]), size=16)
-    got = as_levels(host_pixels.recolour(picture, neutral()))
+    picture = on_host.crop_resize(image, np.array([0, 0, 16, 16]), size=16)
+    got = as_levels(on_host.recolour(picture, neutral()))
     np.testing.assert_array_equal(got, image)
 
 
@@ -181,18 +182,18 @@ def test_a_whole_view_is_that_of_the_accelerator(channels):
     n, size = 48, 24  # two of each order of the colours
     image = GOLDEN["image"][..., :channels]
     images = np.broadcast_to(image, (n, *image.shape))
-    uniforms = np.random.default_rng(0).random((n, 1, views.NUMBERS), np.float32)
-    drawn = views.parameters(uniforms, np.array(image.shape[:2]), [policy])
-    view = views.Parameters(*(x[:, 0] for x in drawn))
-    want = jax.jit(pixels.render, static_argnames=("size", "policy"))(
+    uniforms = np.random.default_rng(0).random((n, 1, draw.NUMBERS), np.float32)
+    drawn = draw.parameters(uniforms, np.array(image.shape[:2]), [policy])
+    view = draw.Parameters(*(x[:, 0] for x in drawn))
+    want = jax.jit(on_device.render, static_argnames=("size", "policy"))(
         jnp.asarray(images), jax.tree.map(jnp.asarray, view), size=size, policy=policy
     )
     got = []
     for i in range(n):
-        one = views.Parameters(*(x[i] for x in view))
+        one = draw.Parameters(*(x[i] for x in view))
         where = dict(size=size, flip=one.flip)
-        picture = host_pixels.crop_resize(images[i], one.box, **where)
-        got.append(as_levels(host_pixels.recolour(picture, one)))
+        picture = on_host.crop_resize(images[i], one.box, **where)
+        got.append(as_levels(on_host.recolour(picture, one)))
     differences = np.abs(np.stack(got) - 255 * np.asarray(want))
     # Found: a quarter of a level on average, from rounding; more where hue is cut to 8
     # bits or a pixel near 128 is solarized.
@@ -218,7 +219,7 @@ def settings(root, **groups):
 
 
 def test_a_batch_is_the_same_wherever_colours_are_made(files):
-    images, numbers = open_folder(files), dict(views=2, numbers=views.NUMBERS)
+    images, numbers = open_folder(files), dict(views=2, numbers=draw.NUMBERS)
     planner = plan.Planner(seed=0, examples=16, batch_size=16, **numbers)
     batch, rendered = {}, {}
     for colour in ("host", "device"):
@@ -239,7 +240,7 @@ def test_a_batch_is_the_same_wherever_colours_are_made(files):
 
 def test_what_the_host_did_with_colours_is_timed(files):
     images = open_folder(files)
-    uniforms = plan.uniforms(0, 0, (2, 2, views.NUMBERS))
+    uniforms = plan.uniforms(0, 0, (2, 2, draw.NUMBERS))
     policies = batches.policies(Config())
     images.views(np.arange(2), uniforms, policies, How("crops", 8))
     assert images.seconds["colour"] == 0
@@ -292,6 +293,6 @@ def test_colours_of_arrays_stay_with_the_device():
 
 def test_without_numba_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    host_pixels._compile.cache_clear()
+    on_host._compile.cache_clear()
     with pytest.raises(ModuleNotFoundError, match="needs numba.*pip install"):
-        host_pixels.compile()
+        on_host.compile()

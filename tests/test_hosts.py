@@ -13,7 +13,8 @@ STEPS = (0, 1, 7)  # 6 steps an epoch
 HOST = """if True:
     import sys, jax, numpy as np
     from vicreg_jax import config as configs, devices
-    from vicreg_jax.data import batches, plan, views
+    from vicreg_jax.data import batches, plan
+    from vicreg_jax.data.augment import draw
     from vicreg_jax.train import build
 
     path, out, host, hosts, *steps = sys.argv[1:]
@@ -23,7 +24,7 @@ HOST = """if True:
     images = build.images(config, None)
     made = batches.Batches(images, config, devices.mesh())
     planner = plan.Planner(seed=config.seed, examples=len(images), batch_size=8,
-        views=2, numbers=views.NUMBERS)
+        views=2, numbers=draw.NUMBERS)
     share = 8 // int(hosts)
     rows = slice(int(host) * share, (int(host) + 1) * share)
     leaves = {}

@@ -17,8 +17,9 @@ PROGRAM = """if True:
     import numpy as np
     from PIL import Image
     from vicreg_jax import config as configs
-    from vicreg_jax.data import batches, plan, views
-    from vicreg_jax.data.encoded import ImageFiles
+    from vicreg_jax.data import batches, plan
+    from vicreg_jax.data.augment import draw
+    from vicreg_jax.data.image_files import ImageFiles
     from vicreg_jax.data.source import How
 
     warnings.simplefilter("ignore")  # Pillow's, of odd metadata
@@ -86,7 +87,7 @@ PROGRAM = """if True:
         files = [x for data in batch for x in (data, good)]
         images = ImageFiles(files.__getitem__, [str(i) for i in range(64)], threads=2)
         images.broken_at_most = 1.0
-        uniforms = plan.uniforms(0, start, (32, 2, views.NUMBERS))
+        uniforms = plan.uniforms(0, start, (32, 2, draw.NUMBERS))
         indices = np.arange(0, 64, 2)
         for canvas in (0, 96):
             pictures, found = images.views(

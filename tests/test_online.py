@@ -12,8 +12,8 @@ from test_main import DIGITS, TINY, environment, lines, main, without_times
 
 from vicreg_jax import config as configs
 from vicreg_jax import loading, sharding, train
-from vicreg_jax.data import sources
 from vicreg_jax.data.source import Arrays
+from vicreg_jax.data.sources.digits import load_digits
 from vicreg_jax.evaluate import encode
 from vicreg_jax.evaluate.inputs import balanced
 from vicreg_jax.train import online
@@ -47,7 +47,7 @@ def test_watching_changes_no_bit_of_the_run(runs):
 
 def test_neighbours_are_scikit_learns_on_images_of_the_training_split(runs):
     loaded = loading.load(runs / "watched")
-    train_split = sources.load_digits().train
+    train_split = load_digits().train
     queries = balanced(train_split.labels, 0.1, 0, purpose="knn_queries")
     bank = np.setdiff1d(np.arange(1437), queries)
     features = encode(loaded, train_split)

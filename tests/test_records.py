@@ -13,10 +13,10 @@ from PIL import Image
 from test_encoded import POLICY, picture, uniforms
 
 from vicreg_jax.config import Data
-from vicreg_jax.data import sources
-from vicreg_jax.data.folder import open_folder
-from vicreg_jax.data.records import Records, open_tfrecords
 from vicreg_jax.data.source import How
+from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.data.sources.tfrecord import Records, open_tfrecords
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow")
@@ -236,11 +236,11 @@ def test_records_without_an_image_are_refused_with_what_they_hold(tmp_path):
 
 def test_load_reads_the_records_that_the_config_names(tmp_path, encoded):
     data = Data(name="tfrecord", path=shards(tmp_path, encoded[1], "image"))
-    train, test = sources.load_splits(data, seed=0)
+    train, test = load_splits(data, seed=0)
     assert len(train) == 12 and test is None
     assert np.asarray(train.labels).tolist() == [0] * 12
     more = shards(tmp_path / "more", encoded[1][:4], "image")
-    _, test = sources.load_splits(data, seed=0, test_path=more)
+    _, test = load_splits(data, seed=0, test_path=more)
     assert len(test) == 4 and test.labels[2] == 0
 
 

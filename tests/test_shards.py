@@ -20,10 +20,10 @@ from PIL import Image
 from test_encoded import POLICY, picture, pictures, uniforms
 from test_main import environment
 
-from vicreg_jax.data.encoded import ImageFiles
-from vicreg_jax.data.folder import open_folder
-from vicreg_jax.data.shards import open_prepared, prepare, verify
+from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.source import How
+from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.prepared import open_prepared, prepare, verify
 from vicreg_jax.refusals import Unusable
 
 array_record = pytest.importorskip("array_record.python.array_record_module")
@@ -175,7 +175,7 @@ def test_a_bounded_number_of_images_is_in_memory(root, tmp_path):
 
 
 def test_several_threads_read_at_once_from_few_open_files(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("vicreg_jax.data.shards.OPEN_AT_MOST", 2)
+    monkeypatch.setattr("vicreg_jax.data.sources.prepared.OPEN_AT_MOST", 2)
     prepare(open_folder(root), tmp_path / "out", shards=8)
     images, source = open_prepared(tmp_path / "out"), open_folder(root)
     want = [source.whole(i).tobytes() for i in range(8)]
@@ -215,8 +215,8 @@ def test_a_second_call_goes_on_where_the_first_was_stopped(root, out, tmp_path):
 PREPARE = """if True:
     import itertools, os, shutil, signal, sys, time
     from pathlib import Path
-    from vicreg_jax.data.folder import open_folder
-    from vicreg_jax.data.shards import open_prepared, prepare
+    from vicreg_jax.data.sources.folder import open_folder
+    from vicreg_jax.data.sources.prepared import open_prepared, prepare
     root, out = sys.argv[1:]
     def make(progress=lambda done, total: None):
         prepare(open_folder(root, threads=2), out, shards=3, progress=progress)
@@ -312,7 +312,7 @@ def test_a_second_process_is_refused(root, tmp_path):
 
 
 def test_broken_images_are_left_out_and_listed(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("vicreg_jax.data.encoded.BROKEN_AT_MOST", 0.5)
+    monkeypatch.setattr("vicreg_jax.data.image_files.BROKEN_AT_MOST", 0.5)
     source = open_folder(root)
     Path(source.names[1]).write_bytes(b"not an image")
     cut = Path(source.names[6])
@@ -342,7 +342,7 @@ def test_too_many_broken_images_stop_it_until_they_are_mended(root, tmp_path):
 
 
 def test_a_damaged_image_is_replaced_and_noted(root, out, monkeypatch):
-    monkeypatch.setattr("vicreg_jax.data.encoded.BROKEN_AT_MOST", 0.2)
+    monkeypatch.setattr("vicreg_jax.data.image_files.BROKEN_AT_MOST", 0.2)
     assert verify(out) == []
     file = "images-00001-of-00003.array_record"  # of examples 2, 3 and 4
     end = Path(open_folder(root).names[3]).read_bytes()[-40:]
@@ -362,7 +362,7 @@ def test_a_damaged_image_is_replaced_and_noted(root, out, monkeypatch):
 
 @pytest.mark.parametrize("n, reason", [(2, "checksum of the"), (1, "its own index")])
 def test_records_that_are_not_those_written_are_noted(out, monkeypatch, n, reason):
-    monkeypatch.setattr("vicreg_jax.data.encoded.BROKEN_AT_MOST", 0.5)
+    monkeypatch.setattr("vicreg_jax.data.image_files.BROKEN_AT_MOST", 0.5)
     path = out / "images-00000-of-00003.array_record"
     held = array_record.ArrayRecordReader(str(path)).read_all()
     writer = array_record.ArrayRecordWriter(str(path), "group_size:1,uncompressed")

@@ -5,8 +5,9 @@ import pytest
 
 from vicreg_jax import config as configs
 from vicreg_jax import sharding
-from vicreg_jax.data import batches, plan, views
-from vicreg_jax.data.encoded import ImageFiles
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
+from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.source import Arrays, Source, as_source, count_classes
 from vicreg_jax.refusals import Refusal
 
@@ -67,7 +68,7 @@ def rendered(source, count):
     data = dict(batch_size=8, image_size=6, views=count, mean=[0.5], std=[0.5])
     config = configs.parse(dict(data=data))
     made = batches.Batches(source, config, sharding.data_mesh())
-    numbers = plan.uniforms(0, 0, (8, 3, views.NUMBERS))[:, :count]
+    numbers = plan.uniforms(0, 0, (8, 3, draw.NUMBERS))[:, :count]
     planned = plan.Plan(np.arange(8), numbers)
     batch = made.make(lambda step: planned, 0, slice(None))
     return batch.kind, np.asarray(made.render(made.resident(), batch))

@@ -14,10 +14,11 @@ from test_main import ROOT, environment, main
 from test_records import assert_same_views, refused
 
 from vicreg_jax.config import Data
-from vicreg_jax.data import records, sources
-from vicreg_jax.data.encoded import ImageFiles
-from vicreg_jax.data.folder import open_folder
-from vicreg_jax.data.records import open_tfds
+from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.sources import tfds as tfds_source
+from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.data.sources.tfds import open_tfds
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -114,13 +115,13 @@ def test_an_unknown_split_is_refused(tiny):
 
 def test_load_gives_both_splits_of_the_data_set_that_the_config_names(tiny):
     data = Data(name="tfds", dataset="tiny", path=folder_of(tiny))
-    train, test = sources.load_splits(data, seed=0)
+    train, test = load_splits(data, seed=0)
     assert_read(train, tiny, "train")
     assert_read(test, tiny, "test")
 
 
 def test_many_images_stay_encoded_and_several_threads_read_them(tiny, monkeypatch):
-    monkeypatch.setattr(records, "IN_MEMORY", 0)
+    monkeypatch.setattr(tfds_source, "IN_MEMORY", 0)
     images, others = read(tiny)
     labels, more = images.labels, others.labels
     assert isinstance(images, ImageFiles) and isinstance(others, ImageFiles)
@@ -225,7 +226,7 @@ def test_missing_tfds_is_named_with_what_installs_it(tmp_path, monkeypatch):
 
 ARRAY_RECORD = """if True:
     import sys
-    from vicreg_jax.data.records import open_tfds
+    from vicreg_jax.data.sources.tfds import open_tfds
     images, _ = open_tfds("tiny", split="train", data_dir=sys.argv[1])
     print(images.shape, "tensorflow" in sys.modules)
 """

@@ -9,7 +9,7 @@ from PIL import Image
 from test_train import SMALL
 
 from vicreg_jax import loading, train
-from vicreg_jax.data.folder import open_folder
+from vicreg_jax.data.sources.folder import open_folder
 
 CLASSES, EACH = 4, 24
 pytestmark = pytest.mark.slow

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from vicreg_jax import devices, loading, sharding
-from vicreg_jax.data import batches, plan, views
-from vicreg_jax.data.sources import load_splits
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
+from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import encode
 from vicreg_jax.evaluate.inputs import balanced
 from vicreg_jax.report import Gallery
@@ -45,7 +46,7 @@ def gallery(run: Path) -> Gallery:
         examples=len(train),
         batch_size=few,
         views=2,
-        numbers=views.NUMBERS,
+        numbers=draw.NUMBERS,
     )
     pairs = batches.Batches(train, some, sharding.data_mesh())
     batch = pairs.make(planner, 0, slice(None))

@@ -13,8 +13,8 @@ from rich.progress import Progress
 
 from vicreg_jax import devices, evaluate, export, hub, loading, report, train
 from vicreg_jax.config import Config
-from vicreg_jax.data import shards
-from vicreg_jax.data.sources import load_splits
+from vicreg_jax.data.sources import prepared
+from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.gallery import gallery
 from vicreg_jax.protocol import Evaluation
@@ -50,7 +50,7 @@ def prepare(config: Config, workdir: Path) -> None:
         )
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
         task = bar.add_task("preparing", total=len(images))
-        shards.prepare(
+        prepared.prepare(
             images,
             workdir,
             **dataclasses.asdict(config.prepare),

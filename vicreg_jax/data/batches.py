@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from vicreg_jax import sharding
 from vicreg_jax.config import Config
-from vicreg_jax.data import host_pixels, pixels, plan, views
+from vicreg_jax.data import plan
+from vicreg_jax.data.augment import draw, on_device, on_host
 from vicreg_jax.data.source import Source
 
 
@@ -29,7 +30,7 @@ class Batch:
     """
 
     images: Any
-    parameters: views.Parameters
+    parameters: draw.Parameters
     kind: str = flax.struct.field(pytree_node=False)
 
 
@@ -59,7 +60,7 @@ class Batches:
         self._how = source.how(config, accelerator=accelerator)
         source.check(config)
         if self._how.kind == "finished":
-            host_pixels.compile()
+            on_host.compile()
         self._in_turn = not accelerator and mesh.size == 1
         self.held = self._how.kind == "held"
         self.canvas = self._how.canvas
@@ -103,11 +104,11 @@ class Batches:
         for i, policy in enumerate(self._policies):
             view = jax.tree.map(lambda x, i=i: x[:, i], batch.parameters)
             view = RENDER[batch.kind](images, i, view, policy=policy, **how)
-            seen.append(pixels.normalize(view, mean=data.mean, std=data.std))
+            seen.append(on_device.normalize(view, mean=data.mean, std=data.std))
         return jnp.stack(seen, axis=1)
 
 
-def policies(config: Config) -> list[views.Policy]:
+def policies(config: Config) -> list[draw.Policy]:
     """Returns the augmentations of config.data.views views.
 
     View i has the i-th probabilities of blur and solarize, which begin again at their
@@ -117,24 +118,24 @@ def policies(config: Config) -> list[views.Policy]:
     del shared["colour"]
     turns = {name: shared.pop(name) for name in ("blur", "solarize")}
     return [
-        views.Policy(**shared, **{name: x[i % len(x)] for name, x in turns.items()})
+        draw.Policy(**shared, **{name: x[i % len(x)] for name, x in turns.items()})
         for i in range(config.data.views)
     ]
 
 
 def _of_whole(images, i, view, *, size, policy, in_turn):
     del i  # all views are of the same pixels
-    return pixels.render(images, view, size=size, policy=policy, in_turn=in_turn)
+    return on_device.render(images, view, size=size, policy=policy, in_turn=in_turn)
 
 
 def _of_crops(images, i, view, *, size, policy, in_turn):
     del size
-    return pixels.render_crops(images[:, i], view, policy=policy, in_turn=in_turn)
+    return on_device.render_crops(images[:, i], view, policy=policy, in_turn=in_turn)
 
 
 def _finished(images, i, view, *, size, policy, in_turn):
     del view, size, policy, in_turn
-    return pixels.as_float(images[:, i])
+    return on_device.as_float(images[:, i])
 
 
 # kind of a batch -> (images, number of the view, its parameters) -> view in [0, 1]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from vicreg_jax.config import Config
-from vicreg_jax.data import views
+from vicreg_jax.data.augment import draw
 from vicreg_jax.refusals import Refusal, one_line
 
 IN_MEMORY = 2**30  # bytes of images that are decoded once, and held by every device
@@ -66,14 +66,14 @@ class Source(Protocol):
         self,
         indices: np.ndarray,
         uniforms: np.ndarray,
-        policies: Sequence[views.Policy],
+        policies: Sequence[draw.Policy],
         how: How,
-    ) -> tuple[np.ndarray, views.Parameters]:
+    ) -> tuple[np.ndarray, draw.Parameters]:
         """Returns the images of a batch, see `batches.Batch`, and what to do to them.
 
         Args:
           indices: int [b].
-          uniforms: float32 [b, v, views.NUMBERS].
+          uniforms: float32 [b, v, draw.NUMBERS].
           policies: one per view.
         """
 
@@ -165,13 +165,13 @@ class Arrays:
         self,
         indices: np.ndarray,
         uniforms: np.ndarray,
-        policies: Sequence[views.Policy],
+        policies: Sequence[draw.Policy],
         how: How,
-    ) -> tuple[np.ndarray, views.Parameters]:
+    ) -> tuple[np.ndarray, draw.Parameters]:
         held = how.kind == "held"
         images = indices.astype(np.int32) if held else self._images[indices]
         sizes = np.array(self.shape[1:3])
-        return images, views.parameters(uniforms, sizes, policies)
+        return images, draw.parameters(uniforms, sizes, policies)
 
     def chosen(self, indices: np.ndarray) -> np.ndarray:
         return indices

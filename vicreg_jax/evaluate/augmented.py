@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from vicreg_jax import sharding
 from vicreg_jax.config import Config
-from vicreg_jax.data import batches, plan, views
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.data.source import Source
 
@@ -53,7 +54,7 @@ def augmented(
 
     def planner(step):
         block = step % blocks
-        uniforms = plan.uniforms(config.seed, step, (size, 2, views.NUMBERS))
+        uniforms = plan.uniforms(config.seed, step, (size, 2, draw.NUMBERS))
         return plan.Plan(padded[block * size : (block + 1) * size], uniforms)
 
     own, whole = sharding.rows(size), sharding.whole(mesh)

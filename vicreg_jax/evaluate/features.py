@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from vicreg_jax import files, processes, sharding
 from vicreg_jax.config import Data
-from vicreg_jax.data import pixels
+from vicreg_jax.data.augment import on_device
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.data.source import Source, as_source
 from vicreg_jax.refusals import Refusal
@@ -249,11 +249,11 @@ def _see(apply, data, mesh):
 
 def _whole_views(images, data):
     n, height, width = images.shape[:3]
-    views = pixels.as_float(images)
+    views = on_device.as_float(images)
     if (height, width) != (data.image_size, data.image_size):
         box = np.tile(np.array([0, 0, height, width], np.float32), (n, 1))
-        views = pixels.crop_resize(views, box, size=data.image_size)
-    return pixels.normalize(views, mean=data.mean, std=data.std)
+        views = on_device.crop_resize(views, box, size=data.image_size)
+    return on_device.normalize(views, mean=data.mean, std=data.std)
 
 
 def checksum(tree: Any) -> int:

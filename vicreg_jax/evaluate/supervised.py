@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from vicreg_jax import devices, sharding
-from vicreg_jax.data import batches, plan, views
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
 from vicreg_jax.evaluate import heads
 from vicreg_jax.evaluate.features import checksum, stream
 from vicreg_jax.evaluate.inputs import Inputs, held_out
@@ -196,7 +197,7 @@ class _Chosen:
             examples=len(kept),
             batch_size=config.data.batch_size,
             views=1,
-            numbers=views.NUMBERS,
+            numbers=draw.NUMBERS,
         )
         self.steps_per_epoch = self._planner.steps_per_epoch
 

@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 
 from vicreg_jax import methods, models, optim, sharding
 from vicreg_jax.config import Config
-from vicreg_jax.data import plan, views
+from vicreg_jax.data import plan
+from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import Source, as_source
-from vicreg_jax.data.sources import load_splits
+from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.state import TrainState
@@ -111,7 +112,7 @@ def planner(config: Config, examples: int) -> plan.Planner:
         examples=examples,
         batch_size=config.data.batch_size,
         views=config.data.views,
-        numbers=views.NUMBERS,
+        numbers=draw.NUMBERS,
     )
 
 

@@ -33,9 +33,9 @@ from pathlib import Path
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.data import encoded
-from vicreg_jax.data.encoded import ImageFiles
-from vicreg_jax.data.records import Names, readers
+from vicreg_jax.data import image_files
+from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.sources.tfrecord import Names, readers
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
 
 FORMAT = 1
@@ -308,7 +308,7 @@ def _make(images, settings, index):
     name, quality = images.names[index], settings["quality"]
     try:
         data = images.read(index)
-        image = encoded.open_image(data)
+        image = image_files.open_image(data)
         grey = Image.getmodebase(image.mode) == "L"
         image = image.convert("L" if grey else "RGB")  # decodes all of it
         shorter, wanted = min(image.size), settings["shorter_side"]
@@ -321,7 +321,7 @@ def _make(images, settings, index):
     except files.Unreachable:
         raise
     except Exception as error:  # whatever a damaged file makes Pillow raise
-        return dict(index=index, name=name, reason=encoded.reason_of(error))
+        return dict(index=index, name=name, reason=image_files.reason_of(error))
     label = -1 if images.labels is None else int(images.labels[index])
     name = name.encode("utf-8", "surrogateescape")  # file names may be any bytes
     rest = HEAD.pack(0, label, len(name))[4:] + name + data
@@ -340,7 +340,7 @@ def _in_order(threads, function, items, *, ahead):
 
 
 def _refuse_many_broken(broken, n, notes):
-    if len(broken) < n and len(broken) <= max(1, encoded.BROKEN_AT_MOST * n):
+    if len(broken) < n and len(broken) <= max(1, image_files.BROKEN_AT_MOST * n):
         return
     for note in notes:  # once mended, these images are looked at again
         if note.exists() and json.loads(note.read_text())["broken"]:

@@ -1,9 +1,9 @@
-"""The twin of `pixels` for the host: one image at a time, no JAX, compiled by Numba.
+"""The twin of `on_device` for the host: one image at a time, no JAX, compiled by Numba.
 
 Its kernels leave Python's lock, so threads scale. Pictures are float32 [c, w, h] in
 [0, 1], a plane for each of one or three channels, turned so that resizing reads and
 writes rows; 8 bits come back at the end, rounded once. What each operation does, and
-from where it is, `pixels` says. They change the picture that they are given.
+from where it is, `on_device` says. They change the picture that they are given.
 """
 
 import functools
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vicreg_jax.data.views import Parameters
+from vicreg_jax.data.augment.draw import Parameters
 from vicreg_jax.refusals import require
 
 # Plain Python numbers would make Numba compute in float64.
@@ -21,7 +21,7 @@ ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX = (np.float32(i) for i in range(7))
 HALF, LEVELS, CIRCLE = np.float32(0.5), np.float32(255), np.float32(256)
 RED, GREEN, BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
 BRIGHT = np.float32(128 / 255)
-ROUNDING = np.float32(1e-3)  # as in `pixels`
+ROUNDING = np.float32(1e-3)  # as in `on_device`
 BLOCK = 16  # rows or columns that are turned at a time
 _lock = threading.Lock()
 

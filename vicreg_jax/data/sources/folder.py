@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vicreg_jax.data.encoded import ImageFiles, read_file
+from vicreg_jax.data.image_files import ImageFiles, read_file
 from vicreg_jax.refusals import NotFound, Refusal, Unusable
 
-# Of the formats that `encoded.FORMATS` names.
+# Of the formats that `image_files.FORMATS` names.
 ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif"),

@@ -1,7 +1,7 @@
 """Image files of any sizes: decoding and geometry on the host, by Pillow in threads.
 
 Pillow's decoder and filters leave Python's lock, so threads scale; its results are what
-torchvision's crops are made of. Colours are left to the device, or to `host_pixels`.
+torchvision's crops are made of. Colours are left to the device, or to `on_host`.
 """
 
 import io
@@ -20,7 +20,7 @@ import numpy as np
 
 from vicreg_jax import files
 from vicreg_jax.config import Config
-from vicreg_jax.data import host_pixels, views
+from vicreg_jax.data.augment import draw, on_host
 from vicreg_jax.data.source import How
 from vicreg_jax.refusals import Refusal, require
 
@@ -130,9 +130,9 @@ class ImageFiles:
         self,
         indices: np.ndarray,
         uniforms: np.ndarray,
-        policies: Sequence[views.Policy],
+        policies: Sequence[draw.Policy],
         how: How,
-    ) -> tuple[np.ndarray, views.Parameters]:
+    ) -> tuple[np.ndarray, draw.Parameters]:
         """Returns the images of a batch, see `batches.Batch`, and all parameters.
 
         Of the kind "whole" is a canvas for all views of an image: what their boxes
@@ -143,7 +143,7 @@ class ImageFiles:
         `broken`.
 
         Args:
-          indices: int [b]; uniforms: float32 [b, v, views.NUMBERS]; policies: v.
+          indices: int [b]; uniforms: float32 [b, v, draw.NUMBERS]; policies: v.
           how: its canvas, if there is one, is v * size at least.
 
         Raises:
@@ -167,8 +167,8 @@ class ImageFiles:
         while len(rows):
             images = list(self._threads.map(self._open, indices[rows].tolist()))
             sizes = np.array([im.size[::-1] if im else (1, 1) for im in images])
-            found = views.parameters(uniforms[rows], sizes, policies)
-            each = (views.Parameters(*row) for row in zip(*found, strict=True))
+            found = draw.parameters(uniforms[rows], sizes, policies)
+            each = (draw.Parameters(*row) for row in zip(*found, strict=True))
             outs = (pictures[row] for row in rows)
             jobs = indices[rows].tolist(), images, each, outs
             good = np.fromiter(self._threads.map(partial(self._cut, fill), *jobs), bool)
@@ -289,13 +289,13 @@ class ImageFiles:
         """Writes the finished views."""
         pixels = np.asarray(image).reshape(*image.size[::-1], out.shape[-1])
         for i, how in enumerate(filters):
-            one = views.Parameters(*(x[i] for x in view))
+            one = draw.Parameters(*(x[i] for x in view))
             with self._timed("resize"):
-                picture = host_pixels.crop_resize(
+                picture = on_host.crop_resize(
                     pixels, one.box, size=size, interpolation=how, flip=one.flip
                 )
             with self._timed("colour"):
-                host_pixels.finish(host_pixels.recolour(picture, one), out[i])
+                on_host.finish(on_host.recolour(picture, one), out[i])
 
     def _fill_canvas(self, size, filters, image, view, out):
         """Copies what the boxes cover; makes them boxes of the canvas."""
