@@ -51,12 +51,15 @@ import numpy as np  # noqa: E402
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps  # noqa: E402
 
 from vicreg_jax import config as configs  # noqa: E402
-from vicreg_jax import train  # noqa: E402
-from vicreg_jax.data import batches, plan, sources, views  # noqa: E402
-from vicreg_jax.data.encoded import Encoded  # noqa: E402
-from vicreg_jax.data.folder import folder  # noqa: E402
-from vicreg_jax.data.records import Names  # noqa: E402
-from vicreg_jax.data.shards import INDEX, shards  # noqa: E402
+from vicreg_jax import sharding, train  # noqa: E402
+from vicreg_jax.data import batches, plan  # noqa: E402
+from vicreg_jax.data.augment import draw  # noqa: E402
+from vicreg_jax.data.image_files import ImageFiles  # noqa: E402
+from vicreg_jax.data.source import Arrays, How  # noqa: E402
+from vicreg_jax.data.sources.arrays import open_arrays  # noqa: E402
+from vicreg_jax.data.sources.folder import open_folder  # noqa: E402
+from vicreg_jax.data.sources.prepared import INDEX, open_prepared  # noqa: E402
+from vicreg_jax.data.sources.tfrecord import Names  # noqa: E402
 
 IMAGES, BATCH, BATCH_OF_ARRAYS = 128, 64, 512
 LOOP, WARM = 50, 10  # steps, and those of them that are not counted
@@ -74,7 +77,7 @@ def main() -> None:
     if args.loop:
         result = measure_loop(image_files(args.data, None), args.size, args.rounds)
     elif args.data.endswith(".npz"):
-        images = sources.arrays(args.data).train.images[:BATCH_OF_ARRAYS]
+        images = open_arrays(args.data).train.array[:BATCH_OF_ARRAYS]
         result = measure_arrays(images, args.size, args.rounds)
     else:
         result = measure(image_files(args.data, 1), args.size, args.rounds)
@@ -83,52 +86,53 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def image_files(path: str, threads: int | None) -> Encoded:
+def image_files(path: str, threads: int | None) -> ImageFiles:
     """Returns the images of a folder, prepared or not."""
-    source = shards if (Path(path) / INDEX).exists() else folder
+    source = open_prepared if (Path(path) / INDEX).exists() else open_folder
     return source(path, threads=threads)
 
 
-def measure(files: Encoded, size: int, rounds: int) -> dict:
+def measure(files: ImageFiles, size: int, rounds: int) -> dict:
     """Returns all rates, in images per processor second, and the machine."""
     chosen = np.linspace(0, len(files) - 1, min(IMAGES, len(files))).astype(int)
     chosen = [int(i) for i in chosen]
     data = [files.read(i) for i in chosen]
-    held = Encoded(data.__getitem__, [files.names[i] for i in chosen], threads=1)
+    held = ImageFiles(data.__getitem__, [files.names[i] for i in chosen], threads=1)
     settings = dict(data=dict(batch_size=BATCH, image_size=size))
     config = configs.parse(settings)
-    coloured = configs.parse(settings | dict(augment=dict(colour="host")))
-    policies, canvas = batches.policies(config), held.canvas(size)
-    uniforms = plan.uniforms(0, 0, (len(data), 2, views.NUMBERS))
+    policies = batches.policies(config)
+    ways = {
+        "host": How("crops", size),
+        "host, colours": How("finished", size),
+        "device": held.how(config, accelerator=True),
+    }
+    uniforms = plan.uniforms(0, 0, (len(data), 2, draw.NUMBERS))
     sizes = np.array([held.whole(i).shape[:2] for i in range(len(data))])
-    drawn = views.parameters(uniforms, sizes, policies)
+    drawn = draw.parameters(uniforms, sizes, policies)
     everything = np.arange(len(data))
 
-    def host(**how):
+    def host(how):
         for start in range(0, len(data), BATCH):
             rows = slice(start, start + BATCH)
             drawn = everything[rows], uniforms[rows]
-            held.views(*drawn, policies, size=size, **how)
+            held.views(*drawn, policies, how)
 
     rivals = {
         "plain Pillow": lambda: [plain(d, i, drawn, size) for i, d in enumerate(data)],
         "read": lambda: [files.read(i) for i in chosen],
         "decode": lambda: [held.whole(i) for i in everything],
-        "host": host,
-        "host, colours": lambda: host(colour=True),
-        "device": lambda: host(canvas=canvas),
+        **{name: partial(host, how) for name, how in ways.items()},
     }
     return {
         "images": len(data),
         "mean height, width": sizes.mean(axis=0).round(1).tolist(),
         "mean kilobytes": round(sum(map(len, data)) / len(data) / 1e3, 1),
         "size": size,
-        "canvas": canvas,
+        "canvas": ways["device"].canvas,
         **in_turns(rivals, len(data), rounds),
         "accelerator's part, images per second": {
-            "host": round(on_device(held, config, 0, rounds), 1),
-            "host, colours": round(on_device(held, coloured, 0, rounds), 1),
-            "device": round(on_device(held, config, canvas, rounds), 1),
+            name: round(on_device(held, config, how, rounds), 1)
+            for name, how in ways.items()
         },
         **here(),
     }
@@ -143,7 +147,7 @@ class Glance(nn.Module):
         return nn.Dense(64)(x.reshape(len(x), -1))
 
 
-def measure_loop(files: Encoded, size: int, rounds: int) -> dict:
+def measure_loop(files: ImageFiles, size: int, rounds: int) -> dict:
     """Returns the rates of the train loop and of its input alone, and the machine."""
     count, names = BATCH * LOOP, files.names
     times = []  # of the clock and the processor, after each image read
@@ -153,7 +157,7 @@ def measure_loop(files: Encoded, size: int, rounds: int) -> dict:
         return files.read(index % len(names))
 
     # The files again and again.
-    images = Encoded(read, Names(lambda i: names[i % len(names)], count))
+    images = ImageFiles(read, Names(lambda i: names[i % len(names)], count))
     settings = dict(
         data=dict(batch_size=BATCH, image_size=size),
         augment=dict(colour="host"),
@@ -162,14 +166,14 @@ def measure_loop(files: Encoded, size: int, rounds: int) -> dict:
         epochs=1,
     )
     config = configs.parse(settings)
-    batches.check(images, config)
+    made = batches.Batches(images, config, sharding.data_mesh())
     planner = plan.Planner(
-        seed=0, examples=count, batch_size=BATCH, views=2, numbers=views.NUMBERS
+        seed=0, examples=count, batch_size=BATCH, views=2, numbers=draw.NUMBERS
     )
 
     def alone():
         for step in range(LOOP):
-            batches.batch(planner, images, config, step, rows=slice(None))
+            made.make(planner, step, slice(None))
 
     def loop():
         with tempfile.TemporaryDirectory() as workdir:
@@ -201,19 +205,22 @@ def measure_arrays(images: np.ndarray, size: int, rounds: int) -> dict:
     augment = dict(crop_scale=(0.2, 1.0), blur=(0.0, 0.0), solarize=(0.1, 0.1))
     data = dict(batch_size=len(images), image_size=size)
     config = configs.parse(dict(data=data, augment=augment))
-    numbers = dict(views=2, numbers=views.NUMBERS)
+    numbers = dict(views=2, numbers=draw.NUMBERS)
     planner = plan.Planner(
         seed=0, examples=len(images), batch_size=len(images), **numbers
     )
-    held = jax.device_put(images.reshape(len(images), -1))
-    how = dict(in_turn=jax.default_backend() == "cpu", shape=images.shape[1:])
-    render = jax.jit(partial(batches.render, config=config, **how))
-    indices, drawn = batches.batch(planner, images, config, 0, rows=slice(None))
-    pictures = [Image.fromarray(images[i]) for i in indices]
+    one = sharding.data_mesh(jax.devices()[:1])
+    made = batches.Batches(Arrays(images), config, one)
+    held, render = made.resident(), jax.jit(made.render)
+    first = made.make(planner, 0, slice(None))
+    drawn, pictures = (
+        first.parameters,
+        [Image.fromarray(images[i]) for i in first.images],
+    )
 
     def device():  # with planning the step
-        batch = batches.batch(planner, images, config, 0, rows=slice(None))
-        jax.block_until_ready(render((held, *batch)))
+        batch = made.make(planner, 0, slice(None))
+        jax.block_until_ready(render(held, batch))
 
     rivals = {
         "plain Pillow": lambda: [
@@ -260,16 +267,17 @@ def here(cores=1):
     }
 
 
-def on_device(held, config, canvas, rounds):
+def on_device(held, config, how, rounds):
     """Returns images per second of what is left to the device, both views."""
     count = min(BATCH, len(held))
-    uniforms = plan.uniforms(0, 0, (count, 2, views.NUMBERS))
-    where = dict(size=config.data.image_size, canvas=canvas)
-    batch = held.views(np.arange(count), uniforms, batches.policies(config), **where)
+    uniforms = plan.uniforms(0, 0, (count, 2, draw.NUMBERS))
+    drawn = np.arange(count), uniforms, batches.policies(config)
+    batch = batches.Batch(*held.views(*drawn, how), how.kind)
     batch = jax.device_put(batch)
     on_cpu = jax.default_backend() == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
-    render = jax.jit(partial(batches.render, config=config, in_turn=on_cpu))
+    one = sharding.data_mesh(jax.devices()[:1])
+    render = jax.jit(partial(batches.Batches(held, config, one).render, ()))
     times = []
     for turn in range(rounds + 1):
         begin = clock()
@@ -287,7 +295,7 @@ def plain(data, index, drawn, size):
 def augmented(image, index, drawn, size):
     result = []
     for v in range(2):
-        p = views.Parameters(*(leaf[index, v] for leaf in drawn))
+        p = draw.Parameters(*(leaf[index, v] for leaf in drawn))
         top, left, height, width = p.box.astype(int).tolist()
         x = image.crop((left, top, left + width, top + height))
         x = x.resize((size, size), Image.Resampling.BICUBIC)

@@ -38,7 +38,10 @@ import numpy as np
 from benchmarks.machine import processor
 from vicreg_jax import config as configs
 from vicreg_jax import devices, sharding, train
-from vicreg_jax.data import batches, plan, sources, views
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
+from vicreg_jax.data.source import Arrays
+from vicreg_jax.data.sources.fake import Noise
 from vicreg_jax.train import build
 
 LOG = 20  # steps between two lines of metrics, and those that are not counted
@@ -71,7 +74,7 @@ def recipe(args: argparse.Namespace) -> configs.Config:
     )
 
 
-class Fake(sources.Noise):
+class Fake(Noise):
     """Fake images that note the processor time as each batch is made."""
 
     def __init__(self, data: configs.Data):
@@ -92,14 +95,15 @@ class Bare:
     """The loop's step without the loop."""
 
     def __init__(self, config: configs.Config):
-        images = Fake(config.data)
+        images = Arrays(Fake(config.data))
         mesh = devices.mesh(config.data.batch_size)
+        made = batches.Batches(images, config, mesh)
         planner = plan.Planner(
             seed=config.seed,
             examples=len(images),
             batch_size=config.data.batch_size,
             views=2,
-            numbers=views.NUMBERS,
+            numbers=draw.NUMBERS,
         )
         method = build.method(config, None, None)
         _, tx = build.optimizer(config, planner.steps_per_epoch)
@@ -110,16 +114,14 @@ class Bare:
             tx,
             mesh=mesh,
             seed=config.seed,
-            render=batches.Renderer(images, config, mesh),
+            render=lambda batch: made.render(*batch),
         )
         self._one_by_one = on_cpu and mesh.size > 1  # as the loop does there
         init = build.initializer(method, tx, config)
         self._state = jax.jit(init, out_shardings=whole)()
         # Several, as what augmentation costs a CPU depends on its parameters.
         self._batches = [
-            jax.device_put(
-                batches.batch(planner, images, config, step, rows=slice(None)), split
-            )
+            jax.device_put(made.make(planner, step, slice(None)), split)
             for step in range(LOG)
         ]
 

@@ -21,7 +21,9 @@ import jax
 import numpy as np
 
 from vicreg_jax import config, evaluate, loading, train
-from vicreg_jax.data import sources
+from vicreg_jax.data.source import Arrays
+from vicreg_jax.data.sources.arrays import open_arrays
+from vicreg_jax.data.sources.folder import open_folder
 
 NEIGHBOURS = (1, 20)
 COMMON = (
@@ -47,7 +49,7 @@ def main() -> None:
     parser.add_argument("--imagenette", type=Path, help="a folder of train/ and val/")
     args = parser.parse_args()
     if args.cifar10:
-        splits = sources.arrays(args.cifar10)
+        splits = open_arrays(args.cifar10)
         run("cifar10", args.cifar10, splits, CIFAR10, args.out)
     if args.imagenette:
         splits = [_in_memory(args.imagenette / part) for part in ("train", "val")]
@@ -63,7 +65,7 @@ def run(name, path, splits, overrides, out):
     command += [*flags, f"--workdir={workdir}", f"--config.data.path={path}"]
     subprocess.run(command, check=True)
     parsed = config.parse(json.loads((workdir / "config.json").read_text()))
-    (bank, labels), (asked, answers) = splits
+    (bank, labels), (asked, answers) = ((x.array, x.labels) for x in splits)
     features = {"raw pixels": lambda images: images.reshape(len(images), -1) / 255.0}
     for row, encoder in (
         ("untrained encoder", train.untrained(parsed)),
@@ -109,8 +111,8 @@ def _unit(x):
 
 
 def _in_memory(root):
-    files = sources.folder(root)
-    return sources.Examples(files.stack(), files.labels)
+    files = open_folder(root)
+    return Arrays(files.stack(), files.labels)
 
 
 if __name__ == "__main__":

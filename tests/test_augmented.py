@@ -7,9 +7,11 @@ from PIL import Image
 
 from vicreg_jax import config as configs
 from vicreg_jax import sharding
-from vicreg_jax.data import pixels, plan, views
+from vicreg_jax.data import plan
+from vicreg_jax.data.augment import draw, on_device
 from vicreg_jax.data.batches import policies
-from vicreg_jax.data.folder import folder
+from vicreg_jax.data.source import as_source
+from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.evaluate.augmented import augmented
 
 N, SIZE = 150, 8  # more images than a batch of 128 has
@@ -38,7 +40,7 @@ def found(images, variables, given, *, rows=None, count=5, devices=8, **how):
     rows = np.arange(N) if rows is None else rows
     mesh = sharding.data_mesh(jax.devices()[:devices])
     how = dict(rows=rows, count=count, mesh=mesh, **how)
-    return augmented(apply, variables, images, given, **how)
+    return augmented(apply, variables, as_source(images), given, **how)
 
 
 def test_each_view_is_augmented_by_its_own_numbers(images, variables):
@@ -48,19 +50,19 @@ def test_each_view_is_augmented_by_its_own_numbers(images, variables):
     assert told == [256 * i for i in range(1, 7)]  # 3 pairs of 2 batches
     for image, view in ((0, 0), (7, 1), (127, 4), (128, 2), (149, 3)):
         pair, block = view // 2, image // 128
-        numbers = plan.uniforms(3, 2 * pair + block, (128, 2, views.NUMBERS))
+        numbers = plan.uniforms(3, 2 * pair + block, (128, 2, draw.NUMBERS))
         row = image % 128
-        one = views.parameters(
+        one = draw.parameters(
             numbers[row : row + 1], np.array([12, 12]), policies(given)
         )
         own = jax.tree.map(lambda x, v=view % 2: x[:, v], one)
-        seen = pixels.render(
+        seen = on_device.render(
             images[image : image + 1],
             own,
             size=SIZE,
             policy=policies(given)[view % 2],
         )
-        seen = pixels.normalize(seen, mean=(0.5,), std=(0.25,))
+        seen = on_device.normalize(seen, mean=(0.5,), std=(0.25,))
         want = np.asarray(apply(variables, seen))[0]
         np.testing.assert_allclose(got[image, view], want, rtol=0, atol=1e-3)
     # No two views alike.
@@ -86,7 +88,7 @@ def test_image_files_are_seen_like_arrays_that_need_no_crop(variables, tmp_path)
         Image.fromarray(x[..., 0]).save(tmp_path / "a" / f"{i}.png")
     rows = np.arange(4)
     a = found(arrays, variables, config(**plain), rows=rows)
-    b = found(folder(tmp_path), variables, config(**plain), rows=rows)
+    b = found(open_folder(tmp_path), variables, config(**plain), rows=rows)
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
     np.testing.assert_array_equal(a, np.repeat(a[:, :1], 5, axis=1))
 

@@ -18,12 +18,14 @@ from stand_in import StandIn
 from test_encoded import POLICY, pictures, uniforms
 from test_main import DIGITS, main
 
+from vicreg_jax import config as configs
 from vicreg_jax import files
 from vicreg_jax.config import Data
-from vicreg_jax.data import sources
-from vicreg_jax.data.folder import folder
-from vicreg_jax.data.records import Records
-from vicreg_jax.data.shards import prepare, verify
+from vicreg_jax.data.source import How
+from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.data.sources.prepared import prepare, verify
+from vicreg_jax.data.sources.tfrecord import Records
 
 pytest.importorskip("array_record.python.array_record_module")
 
@@ -78,7 +80,7 @@ def tfrecord(data):
 def local(tmp_path_factory):
     """Eight images as files, prepared in three shards, and in two TFRecord files."""
     root = tmp_path_factory.mktemp("images")
-    images = folder(pictures(root / "folder", ending="jpg"))
+    images = open_folder(pictures(root / "folder", ending="jpg"))
     prepare(images, root / "prepared", shards=3)
     made = [example(images.read(i), int(images.labels[i])) for i in range(8)]
     (root / "records").mkdir()
@@ -97,7 +99,7 @@ def stored(bucket, local):
 
 
 def load(kind, path=None, **more):
-    return sources.load(Data(name=kind, path=path or KINDS[kind]), seed=0, **more)
+    return load_splits(Data(name=kind, path=path or KINDS[kind]), seed=0, **more)
 
 
 @pytest.fixture
@@ -134,28 +136,26 @@ def test_a_read_is_a_slice_of_the_file(server, tmp_path_factory, start, length):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_in_a_bucket_are_those_of_the_folder(local, stored, kind):
-    want, got = folder(local / "folder"), load(kind).train
-    assert [got.images.read(i) for i in range(len(got.images))] == [
-        want.read(i) for i in range(8)
-    ]
+    want, got = open_folder(local / "folder"), load(kind).train
+    assert [got.read(i) for i in range(len(got))] == [want.read(i) for i in range(8)]
     np.testing.assert_array_equal(np.asarray(got.labels), want.labels, strict=True)
     if kind == "prepared":
-        assert list(got.images.names) == want.names
-        assert got.images.classes == want.classes
+        assert list(got.names) == want.names
+        assert got.classes == want.classes
     else:
-        assert got.images.names[7].startswith("gs://bucket/a b/train-2@")
+        assert got.names[7].startswith("gs://bucket/a b/train-2@")
     for canvas in (0, 64):
         batch = np.array([5, 0, 3, 7]), uniforms(4), [POLICY] * 2
         np.testing.assert_equal(
-            got.images.views(*batch, size=24, canvas=canvas),
-            want.views(*batch, size=24, canvas=canvas),
+            got.views(*batch, How("whole" if canvas else "crops", 24, canvas=canvas)),
+            want.views(*batch, How("whole" if canvas else "crops", 24, canvas=canvas)),
         )
-    assert not got.images.broken
+    assert not got.broken
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_several_threads_read_the_same_images_at_once(local, stored, kind):
-    want, got = folder(local / "folder"), load(kind).train.images
+    want, got = open_folder(local / "folder"), load(kind).train
     order = np.random.default_rng(0).integers(0, 8, 200).tolist()
     with ThreadPoolExecutor(16) as threads:
         assert list(threads.map(got.read, order)) == [want.read(i) for i in order]
@@ -164,8 +164,8 @@ def test_several_threads_read_the_same_images_at_once(local, stored, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_test_images_may_lie_in_a_bucket_too(local, stored, kind):
     splits = load(kind, test_path=KINDS[kind])
-    want = folder(local / "folder").centres(np.arange(8), size=24, shorter=28)
-    got = splits.test.images.centres(np.arange(8), size=24, shorter=28)
+    want = open_folder(local / "folder").centres(np.arange(8), size=24, shorter=28)
+    got = splits.test.centres(np.arange(8), size=24, shorter=28)
     np.testing.assert_array_equal(got, want)
 
 
@@ -173,10 +173,10 @@ def test_test_images_may_lie_in_a_bucket_too(local, stored, kind):
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_what_fails_for_a_moment_is_asked_again(local, stored, kind, status):
     stored.failures = [status]
-    got = load(kind).train.images
+    got = load(kind).train
     assert not stored.failures
     stored.failures = [status]
-    assert got.read(6) == folder(local / "folder").read(6)
+    assert got.read(6) == open_folder(local / "folder").read(6)
     assert not stored.failures and not got.broken
 
 
@@ -191,7 +191,7 @@ def large(bucket, tmp_path):
     for i in range(40):
         image = noise.integers(0, 256, (200, 200, 3), np.uint8)
         Image.fromarray(image).save(tmp_path / "files" / f"{i:02}.png")
-    images = folder(tmp_path / "files")
+    images = open_folder(tmp_path / "files")
     prepare(images, tmp_path / "prepared", shards=2)
     bucket.upload(tmp_path / "prepared", "a b/prepared")
     for i in range(2):
@@ -218,7 +218,7 @@ def test_costs_of_prepared_images(large):
     requests, sent = cost(large, "start", lambda: sources.append(load("prepared")))
     assert requests == 1 + 2 + 1  # index.json; each shard's last byte; the first's end
     assert sent == len(large.objects["a b/prepared/index.json"]) + 2 + 2**20
-    images = sources[0].train.images
+    images = sources[0].train
     requests, sent = cost(large, "first image of a shard", lambda: images.read(25))
     assert requests == 2 and sent >= 2**20 + 120_000
     few = (3, 8, 2, 9, 15)  # not in order, which would save requests
@@ -237,7 +237,7 @@ def test_costs_of_tfrecords(large):
     requests, sent = cost(large, "start", lambda: sources.append(load("tfrecord")))
     # The list; of each file 20 records, two at its end and its last byte; a record.
     assert requests == 1 + 2 * (20 + 2 + 1) + 1
-    images, files = sources[0].train.images, ("a b/train-0", "a b/train-1")
+    images, files = sources[0].train, ("a b/train-0", "a b/train-1")
     first = len(example(images.read(0), 0))
     assert sent - first - 2 * 20 * 8 < 300
     few = (3, 8, 2, 9, 15)
@@ -286,7 +286,7 @@ def test_a_service_that_does_not_answer_is_given_up(once, stored, kind):
 
 
 def test_array_record_is_given_up_at_the_start(stored, monkeypatch):
-    monkeypatch.setattr("vicreg_jax.data.shards.PATIENCE", 0.3)
+    monkeypatch.setattr("vicreg_jax.data.sources.prepared.PATIENCE", 0.3)
     stored.always, stored.client = 503, "gl-cpp"
     with refused(
         files.Unreachable, "/images-00000-of-00003.* no answer in 0.3 seconds"
@@ -300,24 +300,24 @@ def test_array_record_is_given_up_at_the_start(stored, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_out_of_reach_are_not_taken_for_broken(stored, tmp_path, kind):
-    images = load(kind).train.images
+    images = load(kind).train
     stored.always = 403
     batch = np.array([5, 0]), uniforms(2), [POLICY] * 2
     for ask in (
-        lambda: images.views(*batch, size=24),
+        lambda: images.views(*batch, How("crops", 24)),
         lambda: images.centres(np.arange(8), size=24, shorter=28),
-        images.check,
+        lambda: images.check(configs.Config()),
         lambda: prepare(images, tmp_path / "again", shards=2),
     ):
         with refused(files.Unreachable, "gs://bucket/a b/.* cannot be read: "):
             ask()
     assert not images.broken and not (tmp_path / "again" / "index.json").exists()
     stored.always = None
-    images.views(*batch, size=24)
+    images.views(*batch, How("crops", 24))
 
 
 def test_a_shard_that_went_away_is_named(stored):
-    images = load("prepared").train.images
+    images = load("prepared").train
     shard = "a b/prepared/images-00001-of-00003.array_record"
     del stored.objects[shard]
     with refused(files.Unreachable, f"gs://bucket/{shard} cannot be read"):
@@ -335,7 +335,7 @@ def damage(stored, local, name, change):
 
 
 def test_a_damaged_record_is_named_as_on_a_disk(local, stored):
-    image = folder(local / "folder").read(4)
+    image = open_folder(local / "folder").read(4)
 
     def change(data):
         at = data.index(image[-60:])
@@ -344,8 +344,8 @@ def test_a_damaged_record_is_named_as_on_a_disk(local, stored):
     shard = "images-00001-of-00003.array_record"
     root = damage(stored, local, shard, change)
     batch = np.array([4, 0]), uniforms(2), [POLICY] * 2
-    pair = load("prepared", root).train.images, load("prepared").train.images
-    want, got = (x.views(*batch, size=24) and x.broken for x in pair)
+    pair = load("prepared", root).train, load("prepared").train
+    want, got = (x.views(*batch, How("crops", 24)) and x.broken for x in pair)
     assert got == want and list(got) == [4]
     assert verify(KINDS["prepared"]) == verify(root) == [shard]
 
@@ -406,7 +406,7 @@ def test_other_sources_are_read_from_a_disk_alone(bucket, name):
 def test_prepared_images_are_not_written_into_a_bucket(local, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with refused(ValueError, "a folder on a disk; got gs://bucket/x; then copy it"):
-        prepare(folder(local / "folder"), "gs://bucket/x", shards=2)
+        prepare(open_folder(local / "folder"), "gs://bucket/x", shards=2)
     assert not os.listdir(tmp_path)
 
 

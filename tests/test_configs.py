@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from vicreg_jax import config as configs
 from vicreg_jax import recipes, sharding, train
-from vicreg_jax.data import batches, plan, views
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
+from vicreg_jax.data.source import Arrays
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.train import build
 
@@ -34,23 +36,27 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     state = jax.eval_shape(build.initializer(method, tx, config))
     data = config.data
     b, size, channels = data.batch_size, data.image_size, len(data.mean)
-    numbers = plan.uniforms(0, 0, (2, 2, views.NUMBERS))
-    parameters = views.parameters(numbers, np.array([64, 64]), batches.policies(config))
+    numbers = plan.uniforms(0, 0, (2, 2, draw.NUMBERS))
+    parameters = draw.parameters(numbers, np.array([64, 64]), batches.policies(config))
     parameters = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype), parameters
     )
     crops = data.name == "folder" or name == "imagenette"
     shape = (b, 2, size, size) if crops else (b, size, size)
     images = jax.ShapeDtypeStruct((*shape, channels), jnp.uint8)
+    batch = batches.Batch(images, parameters, "crops" if crops else "whole")
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    one = Arrays(np.zeros((1, 8, 8, channels), np.uint8))
+    made = batches.Batches(one, config, mesh)
     step = train.make_train_step(
         method,
         tx,
-        mesh=sharding.data_mesh(jax.devices()[:1]),
-        render=lambda batch: batches.render(batch, config=config),
+        mesh=mesh,
+        render=lambda batch: made.render((), batch),
     )
     # optax's AdamW raises a float to an integer power.
     with jax.numpy_dtype_promotion("standard" if name == "digits" else "strict"):
-        new, metrics, (y, z) = jax.eval_shape(step, state, (images, parameters))
+        new, metrics, (y, z) = jax.eval_shape(step, state, batch)
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new.params))
     assert z.shape == (b, config.model.expander[-1]) and y.shape[0] == b
@@ -128,7 +134,7 @@ def test_a_policy_is_the_published_one(policy):
     )
     shared = first._replace(blur=0, solarize=0)
     assert shared == second._replace(blur=0, solarize=0)
-    assert shared == views.Policy(
+    assert shared == draw.Policy(
         **dict(crop_scale=(least, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.5),
         interpolation="bicubic",
         **dict(rotation=0.0, shear=0.0, jitter=0.8, brightness=0.4, contrast=0.4),

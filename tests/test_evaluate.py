@@ -10,7 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from vicreg_jax import config as configs
 from vicreg_jax import evaluate
-from vicreg_jax.data.sources import Examples, Splits
+from vicreg_jax.data.source import Arrays, Splits
 from vicreg_jax.evaluate import probes
 from vicreg_jax.evaluate.features import encode
 from vicreg_jax.evaluate.probes import Accuracy
@@ -41,13 +41,13 @@ def splits(n=60, size=6):
     images[np.arange(n), labels] += 55
     images = images.astype(np.uint8)
     return Splits(
-        Examples(images[: n // 2], labels[: n // 2]),
-        Examples(images[n // 2 :], labels[n // 2 :]),
+        Arrays(images[: n // 2], labels[: n // 2]),
+        Arrays(images[n // 2 :], labels[n // 2 :]),
     )
 
 
 def test_encoding_pads_the_last_batch_and_normalizes():
-    images = splits(n=600).train.images
+    images = splits(n=600).train.array
     got = encode(ENCODERS["VICReg"], images)
     want = (images / 255 - 0.5) / 0.25
     # Float32 resizing with weights of 0 and 1.
@@ -57,7 +57,7 @@ def test_encoding_pads_the_last_batch_and_normalizes():
 def test_nearest_neighbour_agrees_with_scikit_learn():
     train, test = splits()
     table = evaluate.few_labels(splits(), ENCODERS, CONFIG)
-    a, b = (x.images.reshape(len(x.images), -1) / 255 for x in (train, test))
+    a, b = (x.array.reshape(len(x), -1) / 255 for x in (train, test))
     a, b = a - a.mean(0), b - a.mean(0)
     model = KNeighborsClassifier(1, metric="cosine").fit(a, train.labels)
     want = 100 * np.mean(model.predict(b) == test.labels)
@@ -87,6 +87,18 @@ def test_a_draw_has_n_labels_of_each_class_and_differs_from_the_next():
     assert len({tuple(sorted(d)) for d in draws}) == 5
 
 
+@pytest.mark.parametrize(
+    ("count", "draw", "want"),
+    [
+        (1, 0, [996, 737]),
+        (5, 0, [356, 258, 700, 908, 934, 499, 593, 117, 793, 163]),
+        (5, 2, [364, 272, 264, 822, 686, 67, 359, 493, 587, 313]),
+    ],
+)
+def test_the_draws_of_labels_never_change(count, draw, want):
+    assert probes._draw(np.arange(1000) % 2, count, 7, draw).tolist() == want
+
+
 def test_gains_are_paired_means_with_their_normal_interval():
     rng = np.random.default_rng(0)
     a, b = rng.normal(70, 5, 100), rng.normal(75, 5, 100)
@@ -112,7 +124,7 @@ def test_whitened_features_are_uncorrelated_with_unit_variance():
 def test_a_constant_feature_does_no_harm():
     data = splits()
     for part in data:
-        part.images[:, 0, 0] = 7
+        part.array[:, 0, 0] = 7
     table = evaluate.few_labels(data, ENCODERS, CONFIG)
     assert all(np.isfinite(r.draws).all() for r in table)
 
@@ -135,6 +147,6 @@ def test_more_labels_than_a_class_has_are_refused():
 
 def test_data_without_labels_is_refused():
     train, test = splits()
-    for bad in (Splits(train, None), Splits(Examples(train.images, None), test)):
+    for bad in (Splits(train, None), Splits(Arrays(train.array, None), test)):
         with pytest.raises(ValueError, match="set config.evaluate.draws=0"):
             evaluate.few_labels(bad, {}, CONFIG)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from vicreg_jax import sharding
 from vicreg_jax.config import Data
-from vicreg_jax.data.folder import folder
-from vicreg_jax.data.sources import Examples
+from vicreg_jax.data.source import Arrays
+from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.evaluate import features
 from vicreg_jax.weights import Encoder
 
@@ -27,7 +27,7 @@ class Projected(nn.Module):
 def examples(n=21):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (n, 6, 6, 1)).astype(np.uint8)
-    return Examples(images, np.arange(n) % 3)
+    return Arrays(images, np.arange(n) % 3)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def extract(where, variables, *, rows=None, source="run", images=None, told=None
         images,
         DATA,
         where,
-        rows=np.arange(len(images.images)) if rows is None else rows,
+        rows=np.arange(len(images)) if rows is None else rows,
         shorter_side=7,
         mesh=sharding.data_mesh(),
         source=source,
@@ -70,7 +70,7 @@ def extract(where, variables, *, rows=None, source="run", images=None, told=None
 def test_features_are_those_of_the_encoder_with_labels_and_names(tmp_path, variables):
     rows = np.array([3, 0, 20])
     found = extract(tmp_path / "x", variables, rows=rows)
-    want = numpy_features(variables, examples().images[rows])
+    want = numpy_features(variables, examples().array[rows])
     np.testing.assert_allclose(found.representations, want, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(found.embeddings, found.representations[:, :2])
     assert found.labels.tolist() == [0, 0, 2] and found.names.tolist() == [
@@ -128,7 +128,7 @@ def test_files_are_seen_at_their_centre_and_one_device_sees_what_eight_see(
     for i in range(10):
         picture = rng.integers(0, 256, (12 + i, 30 - i)).astype(np.uint8)
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
-    images = folder(tmp_path)
+    images = open_folder(tmp_path)
     centres = images.centres(np.arange(10), size=6, shorter=7, channels=1)
     want = numpy_features(variables, centres)
     for devices in (jax.devices(), jax.devices()[:1]):
@@ -141,13 +141,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, variables):
     Image.new("L", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="b.png cannot be read"):
-        features.encode(encoder(variables), folder(tmp_path))
+        features.encode(encoder(variables), open_folder(tmp_path))
 
 
 def test_an_encoder_of_unknown_image_size_is_not_guessed_at(variables):
     unknown = replace(encoder(variables), image_size=None)
     with pytest.raises(ValueError, match="does not say of which size its images were"):
-        features.encode(unknown, examples().images)
-    got = features.encode(encoder(variables), examples().images)
-    want = numpy_features(variables, examples().images)
+        features.encode(unknown, examples().array)
+    got = features.encode(encoder(variables), examples().array)
+    want = numpy_features(variables, examples().array)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)

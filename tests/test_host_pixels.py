@@ -11,9 +11,12 @@ from PIL import Image
 from test_main import ROOT, lines, main
 
 from vicreg_jax import config as configs
+from vicreg_jax import sharding
 from vicreg_jax.config import Config
-from vicreg_jax.data import batches, host_pixels, pixels, plan, views
-from vicreg_jax.data.folder import folder
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw, on_device, on_host
+from vicreg_jax.data.source import Arrays, How
+from vicreg_jax.data.sources.folder import open_folder
 
 pytest.importorskip("numba", reason='needs pip install "vicreg_jax[data]"')
 
@@ -28,14 +31,14 @@ def as_picture(image):
 
 def as_levels(picture):
     out = np.empty(picture.T.shape, np.uint8)
-    host_pixels.finish(np.ascontiguousarray(picture), out)
+    on_host.finish(np.ascontiguousarray(picture), out)
     return out
 
 
 def applied(name, image, parameter):
     """An operation of the host on an image: uint8 [h, w, c]."""
     picture = as_picture(image)
-    operation = getattr(host_pixels, name)
+    operation = getattr(on_host, name)
     if name in ("grey", "solarize"):
         operation(picture)
     else:
@@ -68,8 +71,8 @@ def test_an_operation_is_that_of_the_accelerator(name, channels):
             got = applied(name, image, parameter)
             flag = name in ("grey", "solarize")
             values = jnp.asarray([True if flag else parameter])
-            floats = pixels.as_float(jnp.asarray(image[None]))
-            want = 255 * np.asarray(getattr(pixels, name)(floats, values)[0])
+            floats = on_device.as_float(jnp.asarray(image[None]))
+            want = 255 * np.asarray(getattr(on_device, name)(floats, values)[0])
             # The same float32 arithmetic, then rounded: a quarter of a level.
             differences = np.abs(got - want)
             assert differences.mean() < 0.3
@@ -88,16 +91,16 @@ def test_a_crop_is_that_of_the_accelerator(channels, interpolation):
     ]:
         box = np.array(box, np.float32)
         for flip in (False, True):
-            picture = host_pixels.crop_resize(
+            picture = on_host.crop_resize(
                 image, box, size=size, interpolation=interpolation, flip=flip
             )
-            want = pixels.crop_resize(
-                pixels.as_float(jnp.asarray(image[None])),
+            want = on_device.crop_resize(
+                on_device.as_float(jnp.asarray(image[None])),
                 jnp.asarray(box[None]),
                 size=size,
                 interpolation=interpolation,
             )
-            want = np.asarray(pixels.flip(want, jnp.asarray([flip])))[0]
+            want = np.asarray(on_device.flip(want, jnp.asarray([flip])))[0]
             differences = 255 * np.abs(picture.T - want)
             if interpolation == "bilinear":  # sums of float32, in another order
                 assert differences.max() < 2e-3
@@ -110,7 +113,7 @@ def test_a_crop_is_that_of_the_accelerator(channels, interpolation):
 @pytest.mark.parametrize("crop", range(4))
 def test_a_crop_is_that_of_pillow(crop):
     *box, size = GOLDEN[f"crop{crop}/box"].tolist()
-    picture = host_pixels.crop_resize(GOLDEN["image"], np.array(box), size=size)
+    picture = on_host.crop_resize(GOLDEN["image"], np.array(box), size=size)
     differences = np.abs(255 * picture.T - GOLDEN[f"crop{crop}/bicubic"])
     # Pillow rounds to 8 bits after each of its two passes, half a level each; and rows
     # come before columns here, see above.
@@ -149,7 +152,7 @@ def test_a_chain_of_operations_is_that_of_pillow():
     numbers = dict(brightness=1.3, contrast=0.7, saturation=1.15, hue=0.06, sigma=1.2)
     one = {name: np.float32(x) for name, x in numbers.items()}
     view = neutral()._replace(**one, solarize=np.True_)
-    got = as_levels(host_pixels.recolour(as_picture(GOLDEN["image"]), view))
+    got = as_levels(on_host.recolour(as_picture(GOLDEN["image"]), view))
     differences = np.abs(got.astype(int) - GOLDEN["chain"])
     # As for the accelerator's, and half a level for the rounding here.
     assert differences.mean() < 1.5 and differences.max() < 4.5
@@ -158,7 +161,7 @@ def test_a_chain_of_operations_is_that_of_pillow():
 def neutral():
     """The parameters of a view that is the image."""
     one, zero, no = np.float32(1), np.float32(0), np.False_
-    return views.Parameters(
+    return draw.Parameters(
         box=np.array([0, 0, 12, 16], np.float32),
         **dict(flip=no, rotation=zero, shear=zero, brightness=one, contrast=one),
         **dict(saturation=one, hue=zero, order=np.arange(4), grey=no, sigma=zero),
@@ -168,8 +171,8 @@ def neutral():
 
 def test_a_view_for_which_nothing_was_drawn_is_the_image():
     image = noise(height=16, width=16)[0]
-    picture = host_pixels.crop_resize(image, np.array([0, 0, 16, 16]), size=16)
-    got = as_levels(host_pixels.recolour(picture, neutral()))
+    picture = on_host.crop_resize(image, np.array([0, 0, 16, 16]), size=16)
+    got = as_levels(on_host.recolour(picture, neutral()))
     np.testing.assert_array_equal(got, image)
 
 
@@ -179,18 +182,18 @@ def test_a_whole_view_is_that_of_the_accelerator(channels):
     n, size = 48, 24  # two of each order of the colours
     image = GOLDEN["image"][..., :channels]
     images = np.broadcast_to(image, (n, *image.shape))
-    uniforms = np.random.default_rng(0).random((n, 1, views.NUMBERS), np.float32)
-    drawn = views.parameters(uniforms, np.array(image.shape[:2]), [policy])
-    view = views.Parameters(*(x[:, 0] for x in drawn))
-    want = jax.jit(pixels.render, static_argnames=("size", "policy"))(
+    uniforms = np.random.default_rng(0).random((n, 1, draw.NUMBERS), np.float32)
+    drawn = draw.parameters(uniforms, np.array(image.shape[:2]), [policy])
+    view = draw.Parameters(*(x[:, 0] for x in drawn))
+    want = jax.jit(on_device.render, static_argnames=("size", "policy"))(
         jnp.asarray(images), jax.tree.map(jnp.asarray, view), size=size, policy=policy
     )
     got = []
     for i in range(n):
-        one = views.Parameters(*(x[i] for x in view))
+        one = draw.Parameters(*(x[i] for x in view))
         where = dict(size=size, flip=one.flip)
-        picture = host_pixels.crop_resize(images[i], one.box, **where)
-        got.append(as_levels(host_pixels.recolour(picture, one)))
+        picture = on_host.crop_resize(images[i], one.box, **where)
+        got.append(as_levels(on_host.recolour(picture, one)))
     differences = np.abs(np.stack(got) - 255 * np.asarray(want))
     # Found: a quarter of a level on average, from rounding; more where hue is cut to 8
     # bits or a pixel near 128 is solarized.
@@ -216,32 +219,32 @@ def settings(root, **groups):
 
 
 def test_a_batch_is_the_same_wherever_colours_are_made(files):
-    images, numbers = folder(files), dict(views=2, numbers=views.NUMBERS)
+    images, numbers = open_folder(files), dict(views=2, numbers=draw.NUMBERS)
     planner = plan.Planner(seed=0, examples=16, batch_size=16, **numbers)
     batch, rendered = {}, {}
     for colour in ("host", "device"):
         config = settings(files, augment=dict(colour=colour))
-        batches.check(images, config)
-        batch[colour] = batches.batch(planner, images, config, 3, rows=slice(None))
-        rendered[colour] = batches.render(batch[colour], config=config)
-    assert batch["host"][0].dtype == np.uint8
-    assert batch["host"][0].shape == batch["device"][0].shape
-    for a, b in zip(batch["host"][1], batch["device"][1], strict=True):
+        made = batches.Batches(images, config, sharding.data_mesh(jax.devices()[:1]))
+        batch[colour] = made.make(planner, 3, slice(None))
+        rendered[colour] = made.render((), batch[colour])
+    assert batch["host"].images.dtype == np.uint8
+    assert batch["host"].images.shape == batch["device"].images.shape
+    pairs = (batch[where].parameters for where in ("host", "device"))
+    for a, b in zip(*pairs, strict=True):
         np.testing.assert_array_equal(a, b)  # the parameters
     levels = 255 * np.array(config.data.std, np.float32)
-    for host, device in zip(rendered["host"], rendered["device"], strict=True):
-        # Rounding of 8 bits: once here, and for the device's colours before them.
-        differences = np.abs(np.asarray(host) - np.asarray(device)) * levels
-        assert differences.mean() < HALF_A_LEVEL
+    # Rounding of 8 bits: once here, and for the device's colours before them.
+    difference = np.asarray(rendered["host"]) - np.asarray(rendered["device"])
+    assert ((np.abs(difference) * levels).mean(axis=(0, 2, 3, 4)) < HALF_A_LEVEL).all()
 
 
 def test_what_the_host_did_with_colours_is_timed(files):
-    images = folder(files)
-    uniforms = plan.uniforms(0, 0, (2, 2, views.NUMBERS))
+    images = open_folder(files)
+    uniforms = plan.uniforms(0, 0, (2, 2, draw.NUMBERS))
     policies = batches.policies(Config())
-    images.views(np.arange(2), uniforms, policies, size=8)
+    images.views(np.arange(2), uniforms, policies, How("crops", 8))
     assert images.seconds["colour"] == 0
-    images.views(np.arange(2), uniforms, policies, size=8, colour=True)
+    images.views(np.arange(2), uniforms, policies, How("finished", 8))
     assert images.seconds["colour"] > 0
 
 
@@ -276,18 +279,20 @@ def test_the_program_trains_alike_wherever_colours_are_made(files, tmp_path):
 def test_what_the_host_cannot_do_is_refused(files, groups, message):
     groups["augment"] = dict(groups.get("augment", {}), colour="host")
     with pytest.raises(ValueError, match=message) as refusal:
-        batches.check(folder(files), settings(files, **groups))
+        given = settings(files, **groups)
+        batches.Batches(open_folder(files), given, sharding.data_mesh())
     assert "\n" not in str(refusal.value)
 
 
 def test_colours_of_arrays_stay_with_the_device():
     config = settings("FILE.npz", data=dict(name="arrays"), augment=dict(colour="host"))
     with pytest.raises(ValueError, match="is for image files .*'arrays' gives arrays"):
-        batches.check(np.zeros((16, 8, 8, 3), np.uint8), config)
+        source = Arrays(np.zeros((16, 8, 8, 3), np.uint8))
+        batches.Batches(source, config, sharding.data_mesh())
 
 
 def test_without_numba_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    host_pixels._compile.cache_clear()
-    with pytest.raises(ModuleNotFoundError, match="needs Numba.*pip install"):
-        host_pixels.compile()
+    on_host._compile.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match="needs numba.*pip install"):
+        on_host.compile()

@@ -12,22 +12,24 @@ STEPS = (0, 1, 7)  # 6 steps an epoch
 # One host: prepares its rows of each step, in its own process, in its own order.
 HOST = """if True:
     import sys, jax, numpy as np
-    from vicreg_jax import config as configs
-    from vicreg_jax.data import batches, plan, views
+    from vicreg_jax import config as configs, devices
+    from vicreg_jax.data import batches, plan
+    from vicreg_jax.data.augment import draw
     from vicreg_jax.train import build
 
     path, out, host, hosts, *steps = sys.argv[1:]
     name = "arrays" if path.endswith(".npz") else "folder"
     config = configs.parse(dict(data=dict(name=name, path=path, batch_size=8,
         image_size=24), seed=3))
-    images = build.examples(config, None).images
+    images = build.images(config, None)
+    made = batches.Batches(images, config, devices.mesh())
     planner = plan.Planner(seed=config.seed, examples=len(images), batch_size=8,
-        views=2, numbers=views.NUMBERS)
+        views=2, numbers=draw.NUMBERS)
     share = 8 // int(hosts)
     rows = slice(int(host) * share, (int(host) + 1) * share)
     leaves = {}
     for step in map(int, steps):
-        batch = batches.batch(planner, images, config, step, rows=rows)
+        batch = made.make(planner, step, rows)
         for i, leaf in enumerate(jax.tree.leaves(batch)):
             leaves[f"{step}/{i}"] = leaf
     np.savez(out, **leaves)

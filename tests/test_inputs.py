@@ -69,6 +69,21 @@ def test_the_order_of_a_fraction_is_a_file_format():
     assert hashlib.sha256(found.astype("<i8").tobytes()).hexdigest() == FRACTION
 
 
+@pytest.mark.parametrize(
+    ("purpose", "want"),
+    [
+        ("balanced", [281, 331, 344, 381, 776, 798, 824, 860]),
+        ("held_out", [29, 355, 375, 562, 623, 798, 846, 996]),
+        ("knn_queries", [54, 154, 164, 301, 433, 555, 565, 847]),
+        ("knn_bank", [24, 178, 277, 315, 324, 769, 806, 985]),
+        ("gallery", [225, 232, 462, 503, 505, 664, 707, 821]),
+    ],
+)
+def test_what_is_drawn_for_each_purpose_never_changes(purpose, want):
+    found = balanced(np.zeros(1000, int), 0.008, 7, purpose=purpose)
+    assert found.tolist() == want
+
+
 def test_held_out_images_are_those_that_are_not_trained_on():
     labels = np.arange(200) % 4
     kept = np.arange(0, 200, 2)  # of two classes
@@ -83,7 +98,7 @@ def test_what_is_left_open_is_the_runs_and_the_rest_the_protocols():
     assert found.config.data.name == "digits" and found.config.data.batch_size == 32
     assert found.config.data.image_size == 8 and found.config.data.mean == (0.0,)
     assert found.classes == 10 and len(found.kept) == 1437
-    assert len(found.test.images) == 360
+    assert len(found.test) == 360
     need_labels(found)
 
 
@@ -91,7 +106,7 @@ def test_test_images_of_a_folder_lie_apart(tmp_path):
     train, test = write(tmp_path / "a"), write(tmp_path / "b", count=2)
     data = dict(name="folder", path=train, test_path=test, image_size=16)
     found = load(protocol(data=data), None)
-    assert (len(found.train.images), len(found.test.images)) == (6, 4)
+    assert (len(found.train), len(found.test)) == (6, 4)
     assert found.classes == 2 and found.shorter_side == 18
     assert found.test.labels.tolist() == [0, 0, 1, 1]
 
@@ -123,11 +138,11 @@ def test_test_images_that_a_run_did_not_see_stay_unseen():
         dict(data=dict(name="digits", validation=True, mean=(0.0,), std=(1.0,)))
     )
     found = load(protocol(), hidden)
-    assert len(found.train.images) == 1077 and len(found.test.images) == 360
+    assert len(found.train) == 1077 and len(found.test) == 360
     seen = load(protocol(), RUN)
-    assert not np.array_equal(found.test.images, seen.test.images)
+    assert not np.array_equal(found.test.array, seen.test.array)
     # Asked for by name, the data is the data.
-    assert len(load(protocol(data=dict(name="digits")), hidden).train.images) == 1437
+    assert len(load(protocol(data=dict(name="digits")), hidden).train) == 1437
 
 
 def test_a_list_may_be_a_url(tmp_path):

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from test_main import DIGITS, ROOT, TINY, lines, main
 
 from vicreg_jax import convert, loading, models, protocol
-from vicreg_jax.data import sources
+from vicreg_jax.data.sources.digits import load_digits
 from vicreg_jax.evaluate import encode, tasks
 
 
@@ -39,8 +39,8 @@ def test_nearest_neighbours_are_scikit_learns(run):
     assert done.returncode == 0, done.stderr
     found = result(run, "knn")
     loaded = loading.load(run)
-    train, test = sources.digits()
-    a, b = (encode(loaded, part.images) for part in (train, test))
+    train, test = load_digits()
+    a, b = (encode(loaded, part) for part in (train, test))
     votes = KNeighborsClassifier(
         20, metric="cosine", weights=lambda distances: np.exp(-distances / 0.07)
     )
@@ -89,7 +89,7 @@ def test_linear_evaluation_and_fine_tuning_leave_results_and_a_record(run):
     done = judge("finetune", run, *few, "--config.epochs=2")
     assert done.returncode == 0, done.stderr
     found = result(run, "finetune")
-    kept = sum(max(1, round(0.2 * n)) for n in np.bincount(sources.digits().train[1]))
+    kept = sum(max(1, round(0.2 * n)) for n in np.bincount(load_digits().train.labels))
     assert found["notes"] == [f"Trained on {kept} of 1437 images."]
 
 
@@ -106,7 +106,7 @@ def test_features_and_embeddings_are_written_with_labels(run):
     with np.load(run / "eval/features/features/test/part-00000.npz") as file:
         assert file["representations"].shape == (360, 64)
         assert file["embeddings"].shape == (360, 16)
-        np.testing.assert_array_equal(file["labels"], sources.digits().test.labels)
+        np.testing.assert_array_equal(file["labels"], load_digits().test.labels)
         assert file["names"][7] == "7"
     facts = json.loads((run / "eval/features/diagnostics.json").read_text())
     assert 1 <= facts["representation_rank"] <= 64

@@ -12,8 +12,10 @@ from PIL import Image
 from vicreg_jax import config as configs
 from vicreg_jax import models, sharding
 from vicreg_jax import protocol as protocols
-from vicreg_jax.data import batches, plan, views
-from vicreg_jax.data.folder import folder
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
+from vicreg_jax.data.source import How
+from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.evaluate import heads, supervised
 from vicreg_jax.evaluate.features import encode
 from vicreg_jax.evaluate.inputs import held_out, inputs
@@ -68,7 +70,7 @@ def fit(given, trained, workdir):
 def numpy_sgd(x, labels, w, *, rate, decay, momentum, nesterov, epochs, seed=5):
     """A linear classifier by SGD in float64, as torch.optim.SGD documents it."""
     planner = plan.Planner(
-        seed=seed, examples=len(x), batch_size=BATCH, views=1, numbers=views.NUMBERS
+        seed=seed, examples=len(x), batch_size=BATCH, views=1, numbers=draw.NUMBERS
     )
     w, b = w.astype(np.float64), np.zeros(CLASSES)
     buffers = [np.zeros_like(w), np.zeros_like(b)]
@@ -101,7 +103,7 @@ def test_a_head_is_what_numpy_makes_of_the_frozen_features(
     outcome = fit(given, trained, tmp_path / "run")
     found = load(given, config)
     judged = Encoder(encoder, variables, mean=[0.4], std=[0.3], image_size=SIZE)
-    x, asked = (encode(judged, part.images) for part in (found.train, found.test))
+    x, asked = (encode(judged, part) for part in (found.train, found.test))
     start, _ = heads.init(
         jax.random.key(5), {"0": x.shape[1]}, heads=1, classes=CLASSES, norm=False
     )
@@ -219,7 +221,7 @@ def test_fine_tuning_is_what_optax_makes_of_the_same_batches(trained, data, tmp_
     fit(given, trained, tmp_path / "run")
     found = load(given, config)
     planner = plan.Planner(
-        seed=5, examples=52, batch_size=BATCH, views=1, numbers=views.NUMBERS
+        seed=5, examples=52, batch_size=BATCH, views=1, numbers=draw.NUMBERS
     )
     epoch = planner.steps_per_epoch
 
@@ -254,7 +256,7 @@ def test_fine_tuning_is_what_optax_makes_of_the_same_batches(trained, data, tmp_
     with jax.numpy_dtype_promotion("standard"):
         for step in range(3 * epoch):
             chosen = planner(step).indices
-            images = (found.train.images[chosen] / np.float32(255) - 0.4) / 0.3
+            images = (found.train.array[chosen] / np.float32(255) - 0.4) / 0.3
             labels = jnp.asarray(found.train.labels[chosen], jnp.int32)
             grads, stats = grad_fn(params, stats, images.astype(np.float32), labels)
             updates, state = tx.update(grads, state, params)
@@ -337,10 +339,10 @@ def test_an_image_that_was_replaced_has_the_label_of_its_substitute(tmp_path):
             path = tmp_path / "x" / name / f"{i:03}.png"
             Image.new("L", (8, 8), 200 * c).save(path)
     (tmp_path / "x" / "a" / "099.png").write_bytes(b"no image")
-    images = folder(tmp_path / "x")
-    uniforms = plan.uniforms(0, 0, (2, 1, views.NUMBERS))
+    images = open_folder(tmp_path / "x")
+    uniforms = plan.uniforms(0, 0, (2, 1, draw.NUMBERS))
     policies = batches.policies(configs.Config())[:1]
-    found, _ = images.views(np.array([98, 99]), uniforms, policies, size=8, channels=1)
+    found, _ = images.views(np.array([98, 99]), uniforms, policies, How("crops", 8, 1))
     assert found[:, 0].max(axis=(1, 2, 3)).tolist() == [0, 200]
     chosen = images.chosen(np.array([98, 99]))
     assert images.labels[chosen].tolist() == [0, 1]

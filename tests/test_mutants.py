@@ -17,8 +17,10 @@ PROGRAM = """if True:
     import numpy as np
     from PIL import Image
     from vicreg_jax import config as configs
-    from vicreg_jax.data import batches, plan, views
-    from vicreg_jax.data.encoded import Encoded
+    from vicreg_jax.data import batches, plan
+    from vicreg_jax.data.augment import draw
+    from vicreg_jax.data.image_files import ImageFiles
+    from vicreg_jax.data.source import How
 
     warnings.simplefilter("ignore")  # Pillow's, of odd metadata
     count, photographs = int(sys.argv[1]), sys.argv[2:]
@@ -83,13 +85,16 @@ PROGRAM = """if True:
     for start in range(0, count, 32):
         batch = [mutant(start + i) for i in range(32)]
         files = [x for data in batch for x in (data, good)]
-        images = Encoded(files.__getitem__, [str(i) for i in range(64)], threads=2)
+        images = ImageFiles(files.__getitem__, [str(i) for i in range(64)], threads=2)
         images.broken_at_most = 1.0
-        uniforms = plan.uniforms(0, start, (32, 2, views.NUMBERS))
+        uniforms = plan.uniforms(0, start, (32, 2, draw.NUMBERS))
         indices = np.arange(0, 64, 2)
         for canvas in (0, 96):
             pictures, found = images.views(
-                indices, uniforms, policies, size=24, canvas=canvas
+                indices,
+                uniforms,
+                policies,
+                How("whole" if canvas else "crops", 24, canvas=canvas),
             )
             assert pictures.dtype == np.uint8 and len(pictures) == 32
             assert np.isfinite(found.box).all() and (found.box[..., 2:] > 0).all()

@@ -12,8 +12,8 @@ from test_main import DIGITS, TINY, environment, lines, main, without_times
 
 from vicreg_jax import config as configs
 from vicreg_jax import loading, sharding, train
-from vicreg_jax.data import sources
-from vicreg_jax.data.sources import Examples
+from vicreg_jax.data.source import Arrays
+from vicreg_jax.data.sources.digits import load_digits
 from vicreg_jax.evaluate import encode
 from vicreg_jax.evaluate.inputs import balanced
 from vicreg_jax.train import online
@@ -47,10 +47,10 @@ def test_watching_changes_no_bit_of_the_run(runs):
 
 def test_neighbours_are_scikit_learns_on_images_of_the_training_split(runs):
     loaded = loading.load(runs / "watched")
-    train_split = sources.digits().train
-    queries = balanced(train_split.labels, 0.1, 0, purpose=5)
+    train_split = load_digits().train
+    queries = balanced(train_split.labels, 0.1, 0, purpose="knn_queries")
     bank = np.setdiff1d(np.arange(1437), queries)
-    features = encode(loaded, train_split.images)
+    features = encode(loaded, train_split)
 
     def weights(distances):
         return np.exp((1 - distances) / 0.07)
@@ -71,7 +71,7 @@ def test_the_probe_reaches_what_is_there_and_is_recorded(runs):
 def test_the_probe_learns_a_separable_problem_like_a_mean_of_its_steps():
     rng = np.random.default_rng(0)
     labels = np.arange(64) % 2
-    examples = Examples(np.zeros((64, 4, 4, 1), np.uint8), labels)
+    examples = Arrays(np.zeros((64, 4, 4, 1), np.uint8), labels)
     probe = online.Probe(examples, width=3, mesh=sharding.data_mesh(), seed=0)
     state, total, weight = probe.init(), 0.0, 0.0
     for _ in range(30):

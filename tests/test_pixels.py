@@ -11,7 +11,8 @@ from scipy import ndimage
 
 from vicreg_jax import sharding
 from vicreg_jax.config import Config
-from vicreg_jax.data import batches, pixels, views
+from vicreg_jax.data import batches
+from vicreg_jax.data.augment import draw, on_device
 
 GOLDEN = Path(__file__).parent / "golden"
 POLICY = batches.policies(Config())[1]._replace(
@@ -35,7 +36,7 @@ def boxes(n, *box):
 
 
 def picture(golden):
-    return pixels.as_float(jnp.asarray(golden["image"][None]))
+    return on_device.as_float(jnp.asarray(golden["image"][None]))
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -43,7 +44,7 @@ def picture(golden):
 def test_crop_and_resize_is_that_of_pillow(golden, crop, interpolation):
     *box, size = golden[f"crop{crop}/box"].tolist()
     how = dict(size=size, interpolation=interpolation)
-    got = 255 * pixels.crop_resize(picture(golden), boxes(1, *box), **how)[0]
+    got = 255 * on_device.crop_resize(picture(golden), boxes(1, *box), **how)[0]
     if crop == 4:
         got = got[80:144]  # the rows of the largest that the file keeps
     # Found: mean 0.31, largest 1.07. Pillow rounds to 8 bits after each of its two
@@ -75,7 +76,7 @@ def test_crop_and_resize_is_that_of_pillow(golden, crop, interpolation):
 )
 def test_an_operation_is_that_of_pillow(golden, name, largest):
     operation, _, number = name.partition("/")
-    apply = getattr(pixels, {"grayscale": "grey"}.get(operation, operation))
+    apply = getattr(on_device, {"grayscale": "grey"}.get(operation, operation))
     flags = operation in ("grayscale", "solarize")
     parameter = jnp.asarray([True if flags else float(number)])
     got = 255 * np.asarray(apply(picture(golden), parameter)[0])
@@ -88,24 +89,24 @@ def test_a_chain_of_operations_is_that_of_pillow(golden):
     v = view(1)._replace(
         order=jnp.arange(4)[None], **{k: jnp.asarray([x]) for k, x in chain.items()}
     )
-    x = pixels.blur(pixels.jitter(picture(golden), v), v.sigma)
-    got = 255 * np.asarray(pixels.solarize(x, jnp.asarray([True]))[0])
+    x = on_device.blur(on_device.jitter(picture(golden), v), v.sigma)
+    got = 255 * np.asarray(on_device.solarize(x, jnp.asarray([True]))[0])
     differences = np.abs(got - golden["chain"])
     # Found: 1.10 and 3.1. Pillow is half a level darker after each of six operations.
     assert differences.mean() < 1.5 and differences.max() < 4
 
 
 def test_a_crop_of_its_own_size_is_the_crop():
-    images = pixels.as_float(jnp.asarray(noise()))
-    got = pixels.crop_resize(images, boxes(4, 3, 5, 8, 8), size=8)
+    images = on_device.as_float(jnp.asarray(noise()))
+    got = on_device.crop_resize(images, boxes(4, 3, 5, 8, 8), size=8)
     # Weights of 1 and 0; their division costs a rounding.
     np.testing.assert_allclose(got, images[:, 3:11, 5:13], atol=1e-6)
 
 
 def test_every_example_has_its_own_box():
-    images = pixels.as_float(jnp.asarray(noise(n=2)))
+    images = on_device.as_float(jnp.asarray(noise(n=2)))
     box = jnp.asarray([[0, 0, 8, 8], [4, 8, 8, 8]], jnp.float32)
-    got = pixels.crop_resize(images, box, size=8)
+    got = on_device.crop_resize(images, box, size=8)
     # As above.
     np.testing.assert_allclose(got[0], images[0, :8, :8], atol=1e-6)
     np.testing.assert_allclose(got[1], images[1, 4:, 8:], atol=1e-6)
@@ -113,24 +114,24 @@ def test_every_example_has_its_own_box():
 
 def test_flip_mirrors_left_to_right_where_the_flag_is_true():
     images = jnp.asarray(noise(n=2))
-    got = pixels.flip(images, jnp.asarray([True, False]))
+    got = on_device.flip(images, jnp.asarray([True, False]))
     np.testing.assert_array_equal(got[0], np.fliplr(images[0]))
     np.testing.assert_array_equal(got[1], images[1])
 
 
 def test_unturned_warp_of_the_whole_image_is_the_image():
-    images = pixels.as_float(jnp.asarray(noise(height=9, width=9)))
+    images = on_device.as_float(jnp.asarray(noise(height=9, width=9)))
     zero = jnp.zeros(4)
-    got = pixels.warp(images, boxes(4, 0, 0, 9, 9), zero, zero, size=9)
+    got = on_device.warp(images, boxes(4, 0, 0, 9, 9), zero, zero, size=9)
     # Coordinates near 9 are off by an ulp of 1e-6, and interpolation passes that on.
     np.testing.assert_allclose(got, images, atol=5e-6)
 
 
 @pytest.mark.parametrize("quarter", [-1, 1, 2])
 def test_a_positive_rotation_turns_counterclockwise(quarter):
-    images = pixels.as_float(jnp.asarray(noise(height=8, width=8)))
+    images = on_device.as_float(jnp.asarray(noise(height=8, width=8)))
     angle = jnp.full(4, quarter * np.pi / 2, jnp.float32)
-    got = pixels.warp(images, boxes(4, 0, 0, 8, 8), angle, jnp.zeros(4), size=8)
+    got = on_device.warp(images, boxes(4, 0, 0, 8, 8), angle, jnp.zeros(4), size=8)
     want = np.rot90(images, quarter, axes=(1, 2))
     # cos(pi / 2) is -4e-8 in float32: as above.
     np.testing.assert_allclose(got, want, atol=5e-6)
@@ -139,8 +140,10 @@ def test_a_positive_rotation_turns_counterclockwise(quarter):
 def test_a_positive_shear_moves_the_lower_half_to_the_left():
     column = np.zeros((1, 9, 9, 1), np.uint8)
     column[:, :, 4] = 255
-    images = pixels.as_float(jnp.asarray(column))
-    got = pixels.warp(images, boxes(1, 0, 0, 9, 9), jnp.zeros(1), jnp.ones(1), size=9)
+    images = on_device.as_float(jnp.asarray(column))
+    got = on_device.warp(
+        images, boxes(1, 0, 0, 9, 9), jnp.zeros(1), jnp.ones(1), size=9
+    )
     # As above.
     np.testing.assert_allclose(got[0, :, :, 0], np.fliplr(np.eye(9)), atol=5e-6)
 
@@ -166,8 +169,8 @@ def test_warp_is_that_of_scipy():
     images, rng = noise(n=16), np.random.default_rng(1)
     box = np.stack([rng.uniform(-2, 8, 16) for _ in range(4)], axis=1) + [0, 0, 3, 3]
     rotation, shear = rng.uniform(-3, 3, 16), rng.uniform(-1, 1, 16)
-    got = pixels.warp(
-        pixels.as_float(jnp.asarray(images)),
+    got = on_device.warp(
+        on_device.as_float(jnp.asarray(images)),
         *(jnp.asarray(x, jnp.float32) for x in (box, rotation, shear)),
         size=7,
     )
@@ -180,64 +183,64 @@ def test_warp_is_that_of_scipy():
 
 
 def test_jitter_applies_the_operations_in_the_drawn_order():
-    images = pixels.as_float(jnp.asarray(noise(n=24)))
+    images = on_device.as_float(jnp.asarray(noise(n=24)))
     rng = np.random.default_rng(1)
     factors = jnp.asarray(rng.uniform(0.5, 1.5, (3, 24)).astype(np.float32))
     shift = jnp.asarray(rng.uniform(-0.1, 0.1, 24).astype(np.float32))
     names = ("brightness", "contrast", "saturation", "hue")
     drawn = dict(zip(names, (*factors, shift), strict=True))
-    v = view(24)._replace(order=jnp.asarray(views.ORDERS), **drawn)
-    got = pixels.jitter(images, v)
-    for i, order in enumerate(views.ORDERS.tolist()):
+    v = view(24)._replace(order=jnp.asarray(draw.ORDERS), **drawn)
+    got = on_device.jitter(images, v)
+    for i, order in enumerate(draw.ORDERS.tolist()):
         want = images[i : i + 1]
         for name in (names[k] for k in order):
-            want = getattr(pixels, name)(want, drawn[name][i : i + 1])
+            want = getattr(on_device, name)(want, drawn[name][i : i + 1])
         # The same operations, summed by other kernels; 8-bit hue could jump, it does
         # not for these numbers.
         np.testing.assert_allclose(got[i], want[0], atol=1e-5)
 
 
 def test_an_image_that_is_not_jittered_is_left_alone():
-    images = pixels.as_float(jnp.asarray(noise(n=4)))
+    images = on_device.as_float(jnp.asarray(noise(n=4)))
     one, zero = jnp.ones(4), jnp.zeros(4)
     v = view(4)._replace(brightness=one, contrast=one, saturation=one, hue=zero)
-    np.testing.assert_array_equal(pixels.jitter(images, v), images)
-    np.testing.assert_array_equal(pixels.blur(images, zero), images)
+    np.testing.assert_array_equal(on_device.jitter(images, v), images)
+    np.testing.assert_array_equal(on_device.blur(images, zero), images)
 
 
 def test_hue_keeps_grey_and_turns_red_to_green_in_a_third_of_the_circle():
     row = jnp.asarray([[1.0, 0.0, 0.0], [0.4, 0.4, 0.4], [0.0, 0.0, 0.0]])
-    turned = pixels.hue(row[None, None], jnp.asarray([1 / 3]))[0, 0]
+    turned = on_device.hue(row[None, None], jnp.asarray([1 / 3]))[0, 0]
     want = [[0.0, 1.0, 0.0], [0.4, 0.4, 0.4], [0.0, 0.0, 0.0]]
     np.testing.assert_allclose(turned, want, atol=1e-6)  # 85 of 255 is a third
 
 
 def test_luma_of_a_grey_image_is_the_image():
-    images = pixels.as_float(jnp.asarray(noise(channels=1)))
-    assert pixels.luma(images) is images
+    images = on_device.as_float(jnp.asarray(noise(channels=1)))
+    assert on_device.luma(images) is images
 
 
 def test_normalize_is_per_channel():
-    images = pixels.as_float(jnp.asarray(noise()))
+    images = on_device.as_float(jnp.asarray(noise()))
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     want = (np.asarray(images, np.float64) - mean) / std
     # Float32 of values up to 3.
     np.testing.assert_allclose(
-        pixels.normalize(images, mean=mean, std=std), want, atol=1e-6
+        on_device.normalize(images, mean=mean, std=std), want, atol=1e-6
     )
 
 
 def test_as_float_maps_0_to_255_onto_0_to_1():
-    got = pixels.as_float(jnp.arange(256, dtype=jnp.uint8))
+    got = on_device.as_float(jnp.arange(256, dtype=jnp.uint8))
     assert got.dtype == jnp.float32
     # One rounding of float32.
     np.testing.assert_allclose(got, np.arange(256) / 255, rtol=1e-7)
 
 
 def view(n, seed=0):
-    u = np.random.default_rng(seed).random((n, 1, views.NUMBERS), np.float32)
-    found = views.parameters(u, np.array([12, 16]), [POLICY])
-    return views.Parameters(*(jnp.asarray(x[:, 0]) for x in found))
+    u = np.random.default_rng(seed).random((n, 1, draw.NUMBERS), np.float32)
+    found = draw.parameters(u, np.array([12, 16]), [POLICY])
+    return draw.Parameters(*(jnp.asarray(x[:, 0]) for x in found))
 
 
 @pytest.mark.parametrize("affine", [False, True])
@@ -247,17 +250,17 @@ def test_render_is_its_parts_in_turn_jitted_or_sharded(mesh, affine, channels):
     # reach the whole image.
     images, v = jnp.asarray(noise(n=16, channels=channels)), view(16)
     v = v._replace(hue=jnp.zeros(16))
-    x = pixels.as_float(images)
+    x = on_device.as_float(images)
     if affine:
-        x = pixels.warp(x, v.box, v.rotation, v.shear, size=10)
+        x = on_device.warp(x, v.box, v.rotation, v.shear, size=10)
     else:
-        x = pixels.crop_resize(x, v.box, size=10)
-    x = pixels.grey(pixels.jitter(pixels.flip(x, v.flip), v), v.grey)
-    want = pixels.solarize(pixels.blur(x, v.sigma), v.solarize)
+        x = on_device.crop_resize(x, v.box, size=10)
+    x = on_device.grey(on_device.jitter(on_device.flip(x, v.flip), v), v.grey)
+    want = on_device.solarize(on_device.blur(x, v.sigma), v.solarize)
     assert want.min() >= 0 and want.max() <= 1
 
     policy = POLICY if affine else POLICY._replace(rotation=0.0, shear=0.0)
-    render = partial(pixels.render, size=10, policy=policy)
+    render = partial(on_device.render, size=10, policy=policy)
     split = jax.device_put((images, v), sharding.split(mesh))
     for got in (
         render(images, v),
@@ -279,7 +282,7 @@ def test_what_a_policy_never_does_is_not_compiled():
     images, v = jnp.asarray(noise(n=2)), view(2)
 
     def equations(policy):
-        f = partial(pixels.render, size=10, policy=policy)
+        f = partial(on_device.render, size=10, policy=policy)
         return len(jax.make_jaxpr(f)(images, v).eqns)
 
     assert equations(still) < equations(POLICY) / 3
@@ -294,7 +297,7 @@ def test_one_image_after_the_other_gives_what_all_at_once_give(channels):
         for name in ("brightness", "contrast", "saturation")
     }
     v = v._replace(**factors, hue=jnp.where(still, 0, v.hue))
-    render = partial(pixels.render, size=10, policy=POLICY)
+    render = partial(on_device.render, size=10, policy=POLICY)
     want = jax.jit(render)(images, v)
     got = jax.jit(partial(render, in_turn=True))(images, v)
     differences = np.abs(np.asarray(got) - want)
@@ -308,12 +311,12 @@ def test_a_view_for_which_nothing_was_drawn_is_the_image(in_turn):
     images = jnp.asarray(noise(n=3, height=12, width=12))
     n, zeros, ones = 3, jnp.zeros(3), jnp.ones(3)
     no = zeros.astype(bool)
-    v = views.Parameters(
+    v = draw.Parameters(
         box=boxes(n, 0.0, 0.0, 12.0, 12.0),
         **dict(flip=no, rotation=zeros, shear=zeros, brightness=ones, contrast=ones),
         **dict(saturation=ones, hue=zeros, grey=no, sigma=zeros, solarize=no),
         order=jnp.tile(jnp.arange(4)[None], (n, 1)),
     )
     policy = POLICY._replace(rotation=0.0, shear=0.0)
-    got = pixels.render(images, v, size=12, policy=policy, in_turn=in_turn)
-    np.testing.assert_allclose(got, pixels.as_float(images), atol=1e-6)
+    got = on_device.render(images, v, size=12, policy=policy, in_turn=in_turn)
+    np.testing.assert_allclose(got, on_device.as_float(images), atol=1e-6)

@@ -22,6 +22,17 @@ UNIFORMS = [
     (1, 0, [4528289, 12239264, 1532256, 3678906, 12391524, 6447308]),
     (2**63 - 1, 10**6, [7487439, 7055814, 5970379, 5824007, 2247416, 1591152]),
 ]
+# purpose -> the first numbers of its stream, for seed 7 and number 3
+STREAMS = {
+    "order": (0x7B6CC7B1862CC5F2, 0xB960F2EA4B3F8D9F),
+    "views": (0x355E1E86E4AEDD00, 0x89D466F3E22D8E22),
+    "few_labels": (0x5BF5D9C6FD1F03C7, 0x3BA5D7BD0F561594),
+    "balanced": (0xCD26D092FAE79656, 0x0EFC5410441CEA18),
+    "held_out": (0x9F70021E58B47034, 0x432430299B136FC4),
+    "knn_queries": (0xDD8B3E0B9B05F146, 0x4A05DA3E9161F1B4),
+    "knn_bank": (0x114A4BDC0378C1F3, 0x5C7184D223D373AD),
+    "gallery": (0x439E8AF736313E6E, 0x780BCAD310564188),
+}
 
 
 def philox4x64(key, counter):
@@ -97,6 +108,19 @@ def test_permutations_never_change(seed, epoch, first):
 def test_uniforms_never_change(seed, step, first):
     got = plan.uniforms(seed, step, (4, 2, 3))
     assert (got[0].ravel() * 2**24).tolist() == first
+
+
+def test_the_stream_of_each_purpose_never_changes():
+    for purpose, first in STREAMS.items():
+        found = plan.stream(purpose, seed=7, number=3).random_raw(2)
+        assert tuple(found.tolist()) == first
+        assert list(first) == raw(7, 3, plan.PURPOSES[purpose], 2)
+    assert plan.PURPOSES.keys() == STREAMS.keys()
+
+
+def test_a_part_is_the_third_word_of_the_counter():
+    found = plan.stream("few_labels", seed=7, number=3, part=5).random_raw(4)
+    assert tuple(found.tolist()) == philox4x64((7, 3), (1, 0, 5, 2))
 
 
 def test_every_epoch_is_a_permutation_of_its_own():

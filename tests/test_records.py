@@ -13,9 +13,10 @@ from PIL import Image
 from test_encoded import POLICY, picture, uniforms
 
 from vicreg_jax.config import Data
-from vicreg_jax.data import sources
-from vicreg_jax.data.folder import folder
-from vicreg_jax.data.records import Records, tfrecords
+from vicreg_jax.data.source import How
+from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.data.sources.tfrecord import Records, open_tfrecords
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow")
@@ -124,7 +125,7 @@ def test_a_text_is_refused(tmp_path):
 
 def test_a_bucket_of_another_service_is_refused():
     with refused(FileNotFoundError, "no file matches 's3://bucket/a'; expected"):
-        tfrecords("s3://bucket/a")
+        open_tfrecords("s3://bucket/a")
 
 
 # tfrecords: encoded images in tf.train.Examples.
@@ -151,8 +152,8 @@ def shards(root, data, key, each=5):
 
 def assert_same_views(got, want):
     indices, numbers = np.array([7, 0, 3, 11, 3]), uniforms(5)
-    got = got.views(indices, numbers, [POLICY] * 2, size=16)
-    want = want.views(indices, numbers, [POLICY] * 2, size=16)
+    got = got.views(indices, numbers, [POLICY] * 2, How("crops", 16))
+    want = want.views(indices, numbers, [POLICY] * 2, How("crops", 16))
     np.testing.assert_array_equal(got[0], want[0])
     for x, y in zip(got[1], want[1], strict=True):
         np.testing.assert_array_equal(x, y)
@@ -161,14 +162,14 @@ def assert_same_views(got, want):
 @pytest.mark.parametrize("key", ["image/encoded", "image"])
 def test_views_are_those_of_a_folder_of_the_same_images(tmp_path, encoded, key):
     root, data = encoded
-    images = tfrecords(shards(tmp_path, data, key))
+    images = open_tfrecords(shards(tmp_path, data, key))
     assert len(images) == 12 and not images.broken
-    assert_same_views(images, folder(root))
+    assert_same_views(images, open_folder(root))
 
 
 def test_images_are_in_the_order_of_the_file_names(tmp_path, encoded):
     _, data = encoded
-    images = tfrecords(shards(tmp_path, data, "image"))
+    images = open_tfrecords(shards(tmp_path, data, "image"))
     found = [name.rpartition("@")[0] for name in images.names]
     assert found == [f"{tmp_path}/train-{i // 5}" for i in range(12)]
     for i, one in enumerate(data):
@@ -179,8 +180,8 @@ def test_a_broken_image_is_replaced_by_the_next_and_named(tmp_path, encoded):
     root, data = encoded
     data[3] = b"no image"
     (root / "03.jpg").write_bytes(data[3])
-    images = tfrecords(shards(tmp_path, data, "image"))
-    assert_same_views(images, folder(root))
+    images = open_tfrecords(shards(tmp_path, data, "image"))
+    assert_same_views(images, open_folder(root))
     assert list(images.broken) == [3]
     assert images.names[3].startswith(f"{tmp_path}/train-0@")
 
@@ -189,32 +190,32 @@ def test_a_record_without_an_image_is_replaced_by_the_next(tmp_path, encoded):
     _, data = encoded
     rows = [tf_example({"image": x}) for x in data]
     rows.insert(3, tf_example({"label": 1}))
-    images = tfrecords(write(tmp_path / "a", rows))
+    images = open_tfrecords(write(tmp_path / "a", rows))
     same = np.repeat(uniforms(1), 2, axis=0)
-    (got, want), _ = images.views(np.array([3, 4]), same, [POLICY] * 2, size=8)
+    (got, want), _ = images.views(np.array([3, 4]), same, [POLICY] * 2, How("crops", 8))
     np.testing.assert_array_equal(got, want)
     assert list(images.broken) == [3]
 
 
 def test_a_pattern_of_no_file_is_refused(tmp_path):
     with refused(FileNotFoundError, "data.path: no file matches '.*/none-\\*'"):
-        tfrecords(f"{tmp_path}/none-*")
+        open_tfrecords(f"{tmp_path}/none-*")
 
 
 def test_a_folder_instead_of_files_is_refused(tmp_path):
     with refused(ValueError, r"is a folder; give the files, such as .*/\*"):
-        tfrecords(str(tmp_path))
+        open_tfrecords(str(tmp_path))
 
 
 def test_records_that_are_no_examples_are_refused(tmp_path):
     path = write(tmp_path / "a", [b"hello, this is no example"])
     with refused(ValueError, "a record is no tf.train.Example"):
-        tfrecords(path)
+        open_tfrecords(path)
 
 
 def test_names_end_where_the_images_end(tmp_path):
     path = write(tmp_path / "a", [tf_example({"image": b"x"})] * 5)
-    names = tfrecords(path).names
+    names = open_tfrecords(path).names
     assert len(list(names)) == 5
     with pytest.raises(IndexError):
         names[5]
@@ -224,26 +225,26 @@ def test_empty_files_are_refused(tmp_path):
     for name in "ab":
         (tmp_path / name).write_bytes(b"")
     with refused(ValueError, r"/\*': the 2 file\(s\) hold no record"):
-        tfrecords(f"{tmp_path}/*")
+        open_tfrecords(f"{tmp_path}/*")
 
 
 def test_records_without_an_image_are_refused_with_what_they_hold(tmp_path):
     path = write(tmp_path / "a", [tf_example({"text": b"x", "height": 3})])
     with refused(ValueError, "an image named image/encoded or image .* height, text"):
-        tfrecords(path)
+        open_tfrecords(path)
 
 
 def test_load_reads_the_records_that_the_config_names(tmp_path, encoded):
     data = Data(name="tfrecord", path=shards(tmp_path, encoded[1], "image"))
-    train, test = sources.load(data, seed=0)
-    assert len(train.images) == 12 and test is None
+    train, test = load_splits(data, seed=0)
+    assert len(train) == 12 and test is None
     assert np.asarray(train.labels).tolist() == [0] * 12
     more = shards(tmp_path / "more", encoded[1][:4], "image")
-    _, test = sources.load(data, seed=0, test_path=more)
-    assert len(test.images) == 4 and test.labels[2] == 0
+    _, test = load_splits(data, seed=0, test_path=more)
+    assert len(test) == 4 and test.labels[2] == 0
 
 
 def test_records_without_a_label_have_none(tmp_path, encoded):
     rows = [tf_example({"image": x}) for x in encoded[1][:3]]
     write(tmp_path / "train-0", rows)
-    assert tfrecords(f"{tmp_path}/train-*").labels is None
+    assert open_tfrecords(f"{tmp_path}/train-*").labels is None

@@ -20,9 +20,11 @@ from PIL import Image
 from test_encoded import POLICY, picture, pictures, uniforms
 from test_main import environment
 
-from vicreg_jax.data.encoded import Encoded
-from vicreg_jax.data.folder import folder
-from vicreg_jax.data.shards import prepare, shards, verify
+from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.source import How
+from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.prepared import open_prepared, prepare, verify
+from vicreg_jax.refusals import Unusable
 
 array_record = pytest.importorskip("array_record.python.array_record_module")
 
@@ -59,7 +61,7 @@ def files_of(root, images):
     root.mkdir()
     for name, image in images.items():
         image.save(root / os.fsdecode(name))
-    return folder(root)
+    return open_folder(root)
 
 
 @pytest.fixture
@@ -70,12 +72,12 @@ def root(tmp_path):
 @pytest.fixture
 def out(root, tmp_path):
     """Eight images in three files."""
-    prepare(folder(root), tmp_path / "out", shards=3)
+    prepare(open_folder(root), tmp_path / "out", shards=3)
     return tmp_path / "out"
 
 
 def test_the_files_hold_the_images_bit_for_bit_in_the_order_of_the_source(root, out):
-    pairs = enumerate(folder(root).names)
+    pairs = enumerate(open_folder(root).names)
     want = [(i // 4, name.encode(), Path(name).read_bytes()) for i, name in pairs]
     assert records(out) == want
     names = [f"images-0000{i}-of-00003.array_record" for i in range(3)]
@@ -92,7 +94,7 @@ def test_the_index_tells_the_sizes_and_checksums_of_the_files(out):
 
 
 def test_what_is_read_is_what_was_written(root, out):
-    source, images = folder(root), shards(out)
+    source, images = open_folder(root), open_prepared(out)
     assert len(images) == 8 and images.classes == ["a", "b"]
     assert list(images.names) == source.names
     np.testing.assert_array_equal(images.labels, source.labels, strict=True)
@@ -103,8 +105,12 @@ def test_what_is_read_is_what_was_written(root, out):
 @pytest.mark.parametrize("canvas", [0, 64])
 def test_views_are_those_of_the_folder(root, out, canvas):
     arguments = np.array([5, 0, 3, 7]), uniforms(4), [POLICY] * 2
-    got = shards(out).views(*arguments, size=24, canvas=canvas)
-    want = folder(root).views(*arguments, size=24, canvas=canvas)
+    got = open_prepared(out).views(
+        *arguments, How("whole" if canvas else "crops", 24, canvas=canvas)
+    )
+    want = open_folder(root).views(
+        *arguments, How("whole" if canvas else "crops", 24, canvas=canvas)
+    )
     np.testing.assert_equal(got, want)
 
 
@@ -112,7 +118,7 @@ def test_images_without_labels_and_with_odd_names(tmp_path):
     names = (b"caf\xe9.png", "猫 1.png")  # the first is not UTF-8
     source = files_of(tmp_path / "files", dict.fromkeys(names, picture(0, 20, 30)))
     prepare(source, tmp_path / "out", shards=1)
-    images = shards(tmp_path / "out")
+    images = open_prepared(tmp_path / "out")
     assert images.labels is None and list(images.names) == source.names
     assert [label for label, _, _ in records(tmp_path / "out")] == [-1, -1]
     assert not (tmp_path / "out" / "labels.npy").exists()
@@ -123,7 +129,7 @@ def test_larger_images_are_shrunk_as_pillow_does_it(tmp_path):
     images = {f"{i}.png": picture(i, *size[::-1]) for i, (size, _) in enumerate(sizes)}
     source = files_of(tmp_path / "files", images)
     prepare(source, tmp_path / "out", shards=2, shorter_side=24)
-    got = shards(tmp_path / "out")
+    got = open_prepared(tmp_path / "out")
     for i, (image, (_, size)) in enumerate(zip(images.values(), sizes, strict=True)):
         want = as_jpeg(image.resize(size, Image.Resampling.BICUBIC), quality=90)
         np.testing.assert_array_equal(got.whole(i), want)
@@ -144,7 +150,7 @@ def test_quality_alone_re_encodes_in_the_same_size_and_grey_stays_grey(tmp_path)
 def test_the_files_do_not_depend_on_the_number_of_threads(root, tmp_path):
     for n in (1, 2, 7):
         where = dict(shards=3, shorter_side=24)
-        prepare(folder(root, threads=n), tmp_path / str(n), **where)
+        prepare(open_folder(root, threads=n), tmp_path / str(n), **where)
         assert contents(tmp_path / str(n)) == contents(tmp_path / "1")
 
 
@@ -158,20 +164,20 @@ def counted(source, times=1):
 
     more = dict(classes=source.classes, threads=source.threads)
     labels = np.tile(source.labels, times)
-    return Encoded(one, source.names * times, labels=labels, **more), read
+    return ImageFiles(one, source.names * times, labels=labels, **more), read
 
 
 def test_a_bounded_number_of_images_is_in_memory(root, tmp_path):
-    (images, read), ahead = counted(folder(root, threads=2), 25), []
+    (images, read), ahead = counted(open_folder(root, threads=2), 25), []
     where = dict(shards=2, progress=lambda done, _: ahead.append(len(read) - done))
     prepare(images, tmp_path / "out", **where)
     assert len(read) == 200 and max(ahead) <= 8
 
 
 def test_several_threads_read_at_once_from_few_open_files(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("vicreg_jax.data.shards.OPEN_AT_MOST", 2)
-    prepare(folder(root), tmp_path / "out", shards=8)
-    images, source = shards(tmp_path / "out"), folder(root)
+    monkeypatch.setattr("vicreg_jax.data.sources.prepared.OPEN_AT_MOST", 2)
+    prepare(open_folder(root), tmp_path / "out", shards=8)
+    images, source = open_prepared(tmp_path / "out"), open_folder(root)
     want = [source.whole(i).tobytes() for i in range(8)]
     order = random.Random(0).choices(range(8), k=500)
     with ThreadPoolExecutor(8) as threads:
@@ -187,13 +193,13 @@ def stop(at, done, total):
 
 
 def test_a_second_call_goes_on_where_the_first_was_stopped(root, out, tmp_path):
-    (images, read), seen = counted(folder(root, threads=1)), []
+    (images, read), seen = counted(open_folder(root, threads=1)), []
     with refused(FileNotFoundError, "there is no folder '.*/again'"):
-        shards(tmp_path / "again")
+        open_prepared(tmp_path / "again")
     with pytest.raises(KeyboardInterrupt):
         prepare(images, tmp_path / "again", shards=3, progress=partial(stop, 6))
     with refused(FileNotFoundError, "again is not finished: it has no index.json"):
-        shards(tmp_path / "again")
+        open_prepared(tmp_path / "again")
     files = [tmp_path / "again" / x for x in sorted(contents(out))[:3]]
     assert [x.exists() for x in files] == [True, True, False]
     files[0].write_bytes(b"")
@@ -209,11 +215,11 @@ def test_a_second_call_goes_on_where_the_first_was_stopped(root, out, tmp_path):
 PREPARE = """if True:
     import itertools, os, shutil, signal, sys, time
     from pathlib import Path
-    from vicreg_jax.data.folder import folder
-    from vicreg_jax.data.shards import prepare, shards
+    from vicreg_jax.data.sources.folder import open_folder
+    from vicreg_jax.data.sources.prepared import open_prepared, prepare
     root, out = sys.argv[1:]
     def make(progress=lambda done, total: None):
-        prepare(folder(root, threads=2), out, shards=3, progress=progress)
+        prepare(open_folder(root, threads=2), out, shards=3, progress=progress)
 """
 KILL = """
     def files():
@@ -267,13 +273,13 @@ def test_kills_at_random_moments_change_nothing_in_the_end(root, out, tmp_path):
             process.stdout.readline()
             time.sleep(moments.uniform(0, 0.5))
             process.kill()
-    prepare(folder(root), again, shards=3)
+    prepare(open_folder(root), again, shards=3)
     assert contents(again) == contents(out)
 
 
 @pytest.mark.parametrize("at", [4, 99])
 def test_other_settings_or_images_are_refused(root, tmp_path, at):
-    out, images = tmp_path / "out", folder(root)
+    out, images = tmp_path / "out", open_folder(root)
     try:
         prepare(images, out, shards=3, progress=partial(stop, at))
     except KeyboardInterrupt:
@@ -281,14 +287,14 @@ def test_other_settings_or_images_are_refused(root, tmp_path, at):
     before = contents(out)
     with refused(ValueError, "preparation: shards 3, not 2; shorter_side 0, not 24; q"):
         prepare(images, out, shards=2, shorter_side=24)
-    few = Encoded(images.read, images.names[:7], labels=images.labels[:7])
+    few = ImageFiles(images.read, images.names[:7], labels=images.labels[:7])
     with refused(ValueError, "images 8, not 7; names_crc32 .*; labels_crc32 "):
         prepare(few, out, shards=3)
     assert contents(out) == before
 
 
 def test_settings_out_of_range_and_other_folders_are_refused(root, tmp_path):
-    images = folder(root)
+    images = open_folder(root)
     for change in (dict(shards=9), dict(shorter_side=-1), dict(quality=101)):
         with refused(ValueError, r"expected 1 to 8 shards .*, shorter_side >= 0 and q"):
             prepare(images, tmp_path / "out", **dict(shards=2) | change)
@@ -299,20 +305,20 @@ def test_settings_out_of_range_and_other_folders_are_refused(root, tmp_path):
 
 def test_a_second_process_is_refused(root, tmp_path):
     def second(done, total):
-        prepare(folder(root), tmp_path / "out", shards=3)
+        prepare(open_folder(root), tmp_path / "out", shards=3)
 
-    with refused(BlockingIOError, "another process writes .*/out"):
-        prepare(folder(root), tmp_path / "out", shards=3, progress=second)
+    with refused(Unusable, "another process writes .*/out"):
+        prepare(open_folder(root), tmp_path / "out", shards=3, progress=second)
 
 
 def test_broken_images_are_left_out_and_listed(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("vicreg_jax.data.encoded.BROKEN_AT_MOST", 0.5)
-    source = folder(root)
+    monkeypatch.setattr("vicreg_jax.data.image_files.BROKEN_AT_MOST", 0.5)
+    source = open_folder(root)
     Path(source.names[1]).write_bytes(b"not an image")
     cut = Path(source.names[6])
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])  # its header is whole
     prepare(source, tmp_path / "out", shards=3)
-    images, kept = shards(tmp_path / "out"), [0, 2, 3, 4, 5, 7]
+    images, kept = open_prepared(tmp_path / "out"), [0, 2, 3, 4, 5, 7]
     assert list(images.names) == [source.names[i] for i in kept]
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
     a, b = json.loads((tmp_path / "out" / "index.json").read_text())["broken"]
@@ -322,7 +328,7 @@ def test_broken_images_are_left_out_and_listed(root, tmp_path, monkeypatch):
 
 
 def test_too_many_broken_images_stop_it_until_they_are_mended(root, tmp_path):
-    source, out = folder(root), tmp_path / "out"
+    source, out = open_folder(root), tmp_path / "out"
     held = {name: Path(name).read_bytes() for name in source.names}
     for i in (1, 6):
         Path(source.names[i]).write_bytes(b"")
@@ -336,15 +342,17 @@ def test_too_many_broken_images_stop_it_until_they_are_mended(root, tmp_path):
 
 
 def test_a_damaged_image_is_replaced_and_noted(root, out, monkeypatch):
-    monkeypatch.setattr("vicreg_jax.data.encoded.BROKEN_AT_MOST", 0.2)
+    monkeypatch.setattr("vicreg_jax.data.image_files.BROKEN_AT_MOST", 0.2)
     assert verify(out) == []
     file = "images-00001-of-00003.array_record"  # of examples 2, 3 and 4
-    end = Path(folder(root).names[3]).read_bytes()[-40:]
+    end = Path(open_folder(root).names[3]).read_bytes()[-40:]
     changed = bytes([end[0] ^ 1]) + end[1:]
     (out / file).write_bytes((out / file).read_bytes().replace(end, changed))
-    images = shards(out)
-    got, _ = images.views(np.array([3, 6]), uniforms(2), [POLICY] * 2, size=16)
-    want, _ = images.views(np.array([4, 6]), uniforms(2), [POLICY] * 2, size=16)
+    images = open_prepared(out)
+    got, _ = images.views(np.array([3, 6]), uniforms(2), [POLICY] * 2, How("crops", 16))
+    want, _ = images.views(
+        np.array([4, 6]), uniforms(2), [POLICY] * 2, How("crops", 16)
+    )
     np.testing.assert_array_equal(got, want)
     assert list(images.broken) == [3] and images.names[3] == f"{file}@1"
     assert verify(out) == [file]
@@ -354,15 +362,15 @@ def test_a_damaged_image_is_replaced_and_noted(root, out, monkeypatch):
 
 @pytest.mark.parametrize("n, reason", [(2, "checksum of the"), (1, "its own index")])
 def test_records_that_are_not_those_written_are_noted(out, monkeypatch, n, reason):
-    monkeypatch.setattr("vicreg_jax.data.encoded.BROKEN_AT_MOST", 0.5)
+    monkeypatch.setattr("vicreg_jax.data.image_files.BROKEN_AT_MOST", 0.5)
     path = out / "images-00000-of-00003.array_record"
     held = array_record.ArrayRecordReader(str(path)).read_all()
     writer = array_record.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for record in (held[0][:-1] + b"?", held[1])[:n]:
         writer.write(record)
     writer.close()
-    images = shards(out)
-    images.views(np.array([0]), uniforms(1), [POLICY] * 2, size=16)
+    images = open_prepared(out)
+    images.views(np.array([0]), uniforms(1), [POLICY] * 2, How("crops", 16))
     assert images.broken[0].startswith("ValueError") and reason in images.broken[0]
 
 
@@ -381,19 +389,22 @@ DAMAGE = {  # of a file, None for removing it: what is said of it
 def test_an_incomplete_or_unknown_folder_is_refused(out, name, data):
     (out / name).unlink() if data is None else (out / name).write_bytes(data)
     with refused(*DAMAGE[name, data]):
-        shards(out)
+        open_prepared(out)
 
 
 def test_a_missing_array_record_is_named(root, out, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "array_record.python", None)
-    message = r'array_record.* is missing.* pip install "vicreg_jax\[data\]"'
+    monkeypatch.setitem(sys.modules, array_record.__name__, None)
+    message = r'needs array_record.* pip install "vicreg_jax\[data\]"'
     with refused(ModuleNotFoundError, message):
-        shards(out)
+        open_prepared(out)
     with refused(ModuleNotFoundError, message):
-        prepare(folder(root), tmp_path / "new", shards=3)
+        prepare(open_folder(root), tmp_path / "new", shards=3)
     assert not (tmp_path / "new").exists()
 
 
 def test_neither_tensorflow_nor_jax_is_needed(root, tmp_path):
-    code = 'make(); print(len(shards(out)), {"jax", "tensorflow"} & {*sys.modules})'
+    code = """
+    make()
+    print(len(open_prepared(out)), {"jax", "tensorflow"} & {*sys.modules})
+"""
     assert output(code, root, tmp_path / "out") == "8 set()\n"

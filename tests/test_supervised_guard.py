@@ -127,13 +127,13 @@ def test_a_stuck_evaluation_ends_itself(data, tmp_path):
         )
         given = protocol({data!r}, epochs=50, guard=dict(stuck_seconds=600.0))
         found = load(given, config)
-        batch = supervised.batches.batch
-        def slow(planner, images, config, step, **how):
+        make = supervised.batches.Batches.make
+        def slow(self, planner, step, rows):
             if step > 20:
                 dogs[0]._least = 0.5  # only now: compiling may take long
                 threading.Event().wait()
-            return batch(planner, images, config, step, **how)
-        supervised.batches.batch = slow
+            return make(self, planner, step, rows)
+        supervised.batches.Batches.make = slow
         supervised.fit(given, Path({str(tmp_path)!r}), encoder, variables, found)
     """
     done = subprocess.run(

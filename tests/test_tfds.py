@@ -14,10 +14,11 @@ from test_main import ROOT, environment, main
 from test_records import assert_same_views, refused
 
 from vicreg_jax.config import Data
-from vicreg_jax.data import records, sources
-from vicreg_jax.data.encoded import Encoded
-from vicreg_jax.data.folder import folder
-from vicreg_jax.data.records import from_tfds
+from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.sources import tfds as tfds_source
+from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.data.sources.tfds import open_tfds
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -78,11 +79,11 @@ def folder_of(builder):
 
 
 def read(builder, split="train"):
-    return from_tfds("tiny", split=split, data_dir=folder_of(builder))
+    return open_tfds("tiny", split=split, data_dir=folder_of(builder))
 
 
 def assert_read(found, builder, split):
-    images, labels = found
+    images, labels = found.array, found.labels
     assert images.dtype == np.uint8 and labels.dtype == np.int64
     want = tfds_reads(builder, split)
     np.testing.assert_array_equal(images, want[0])
@@ -95,7 +96,7 @@ SPLITS = ["train", "train[10:40]", "train[:50%]", "train[-7:]", "train[17:18]"]
 @pytest.mark.parametrize("split", SPLITS)
 def test_arrays_and_labels_are_those_that_tfds_reads(tiny, split):
     assert tiny.info.splits["train"].num_shards == 3
-    assert_read(read(tiny, split)[0], tiny, split)
+    assert_read(read(tiny, split).train, tiny, split)
 
 
 def test_the_test_split_comes_with_the_training_images(tiny):
@@ -104,7 +105,7 @@ def test_the_test_split_comes_with_the_training_images(tiny):
 
 
 def test_the_test_split_itself_comes_alone(tiny):
-    assert len(read(tiny, "test")) == 1
+    assert read(tiny, "test").test is None
 
 
 def test_an_unknown_split_is_refused(tiny):
@@ -114,15 +115,16 @@ def test_an_unknown_split_is_refused(tiny):
 
 def test_load_gives_both_splits_of_the_data_set_that_the_config_names(tiny):
     data = Data(name="tfds", dataset="tiny", path=folder_of(tiny))
-    train, test = sources.load(data, seed=0)
+    train, test = load_splits(data, seed=0)
     assert_read(train, tiny, "train")
     assert_read(test, tiny, "test")
 
 
 def test_many_images_stay_encoded_and_several_threads_read_them(tiny, monkeypatch):
-    monkeypatch.setattr(records, "IN_MEMORY", 0)
-    (images, labels), (others, more) = read(tiny)
-    assert isinstance(images, Encoded) and isinstance(others, Encoded)
+    monkeypatch.setattr(tfds_source, "IN_MEMORY", 0)
+    images, others = read(tiny)
+    labels, more = images.labels, others.labels
+    assert isinstance(images, ImageFiles) and isinstance(others, ImageFiles)
     want, known = tfds_reads(tiny, "train")
     known, order = np.array(known), list(range(50)) * 10
     # Labels are read with the records: one, some or all of them.
@@ -130,7 +132,7 @@ def test_many_images_stay_encoded_and_several_threads_read_them(tiny, monkeypatc
     np.testing.assert_array_equal(labels[np.array([7, 3])], known[[7, 3]])
     assert labels[4] == known[4] and len(more) == len(others)
     np.testing.assert_array_equal(np.asarray(more), tfds_reads(tiny, "test")[1])
-    assert images.labels is labels and len(images.classes) == 3
+    assert len(images.classes) == 3
     with ThreadPoolExecutor(8) as threads:
         got = list(threads.map(images.whole, order))
     np.testing.assert_array_equal(got, [want[i] for i in order])
@@ -141,12 +143,12 @@ def test_views_of_images_of_several_sizes_are_those_of_a_folder(tmp_path, file_f
     rows = [{"image": np.asarray(picture(i, 30 + i, 40 - i))} for i in range(12)]
     kinds = {"image": F.Image(shape=(None, None, 3))}
     builder = make(tmp_path, file_format, kinds, {"train": rows, "test": rows[:2]})
-    (images, labels), _ = read(builder)
-    assert labels is None and len({images.names[i] for i in range(12)}) == 12
+    images, _ = read(builder)
+    assert images.labels is None and len({images.names[i] for i in range(12)}) == 12
     (tmp_path / "folder").mkdir()
     for i, image in enumerate(tfds_reads(builder, "train")[0]):
         Image.fromarray(image).save(tmp_path / "folder" / f"{i:02}.png")
-    assert_same_views(images, folder(tmp_path / "folder"))
+    assert_same_views(images, open_folder(tmp_path / "folder"))
     assert not images.broken
 
 
@@ -155,9 +157,9 @@ def test_grey_images_without_labels_are_those_that_tfds_reads(tmp_path, file_for
     rows = [{"image": x["image"]} for x in examples(6, 0, (8, 9, 1))]
     kinds = {"image": F.Image(shape=(8, 9, 1))}
     builder = make(tmp_path, file_format, kinds, {"train": rows})
-    ((images, labels),) = read(builder)
-    assert labels is None and images.shape == (6, 8, 9, 1)
-    np.testing.assert_array_equal(images, tfds_reads(builder, "train")[0])
+    images, test = read(builder)
+    assert images.labels is test is None and images.shape == (6, 8, 9, 1)
+    np.testing.assert_array_equal(images.array, tfds_reads(builder, "train")[0])
 
 
 def test_a_validation_split_comes_where_there_is_no_test_split(tmp_path):
@@ -175,7 +177,7 @@ def test_a_data_set_without_images_is_refused(tmp_path):
 
 def test_an_unknown_data_set_is_refused_without_naming_all_others(tmp_path):
     with refused(ValueError, "tfds has no data set 'no_such_set' .{,120}$"):
-        from_tfds("no_such_set", split="train", data_dir=str(tmp_path))
+        open_tfds("no_such_set", split="train", data_dir=str(tmp_path))
 
 
 class CountedPictures(tfds.core.GeneratorBasedBuilder):
@@ -203,9 +205,9 @@ class FailingPictures(CountedPictures):
 
 def test_what_is_not_prepared_is_prepared_once_as_array_record_files(tmp_path):
     for _ in range(2):
-        found = from_tfds("counted_pictures", split="train", data_dir=str(tmp_path))
+        found = open_tfds("counted_pictures", split="train", data_dir=str(tmp_path))
         builder = tfds.builder("counted_pictures", data_dir=tmp_path)
-        assert_read(found[0], builder, "train")
+        assert_read(found.train, builder, "train")
         assert CountedPictures.generated == 1
     (file,) = tmp_path.rglob("*-of-*")
     assert file.name.startswith("counted_pictures-train.array_record-")
@@ -213,19 +215,19 @@ def test_what_is_not_prepared_is_prepared_once_as_array_record_files(tmp_path):
 
 def test_a_data_set_that_cannot_be_prepared_is_refused(tmp_path):
     with refused(ValueError, "cannot prepare it: RuntimeError: the archive is damaged"):
-        from_tfds("failing_pictures", split="train", data_dir=str(tmp_path))
+        open_tfds("failing_pictures", split="train", data_dir=str(tmp_path))
 
 
 def test_missing_tfds_is_named_with_what_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with refused(ModuleNotFoundError, f"tensorflow_datasets is missing.*{INSTALL}"):
-        from_tfds("tiny", split="train", data_dir=str(tmp_path))
+    with refused(ModuleNotFoundError, f"needs tensorflow_datasets, which.*{INSTALL}"):
+        open_tfds("tiny", split="train", data_dir=str(tmp_path))
 
 
 ARRAY_RECORD = """if True:
     import sys
-    from vicreg_jax.data.records import from_tfds
-    (images, _), _ = from_tfds("tiny", split="train", data_dir=sys.argv[1])
+    from vicreg_jax.data.sources.tfds import open_tfds
+    images, _ = open_tfds("tiny", split="train", data_dir=sys.argv[1])
     print(images.shape, "tensorflow" in sys.modules)
 """
 
@@ -256,12 +258,12 @@ def test_a_run_on_a_prepared_data_set_ends_with_the_table(tiny, tmp_path):
 
 @pytest.mark.parametrize("split", ["test[:5]", "train[:3]+test[:5]"])
 def test_what_is_trained_on_is_no_test_split(tiny, split):
-    assert len(read(tiny, split)) == 1
+    assert read(tiny, split).test is None
 
 
 def test_all_splits_together_leave_no_test_split(tiny):
-    ((images, _),) = read(tiny, "all")
-    assert len(images) == 70
+    images, test = read(tiny, "all")
+    assert len(images) == 70 and test is None
 
 
 @pytest.mark.parametrize("split", ["train+train", "train[:9]+train[5:]", "all+test"])
@@ -271,8 +273,8 @@ def test_a_split_that_may_name_an_example_twice_is_refused(tiny, split):
 
 
 def test_splits_can_be_joined(tiny):
-    (images, labels), *_ = read(tiny, "train+test")
-    assert len(images) == len(labels) == 70
+    images, _ = read(tiny, "train+test")
+    assert len(images) == len(images.labels) == 70
 
 
 @pytest.mark.parametrize(
@@ -303,7 +305,7 @@ def test_images_of_another_kind_are_refused(tmp_path, feature):
     row = {"image": np.zeros(shape, feature.np_dtype)}
     make(tmp_path, "array_record", {"image": feature}, {"train": [row]})
     with refused(ValueError, "feature 'image' .*; expected an Image of uint8"):
-        from_tfds("tiny", split="train", data_dir=str(tmp_path))
+        open_tfds("tiny", split="train", data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -311,5 +313,5 @@ def test_labels_that_are_no_classes_are_left_out(tmp_path, file_format):
     features = LABELLED | {"label": F.Text()}
     rows = [x | {"label": "red"} for x in examples(4, 0)]
     make(tmp_path, file_format, features, {"train": rows})
-    ((images, labels),) = from_tfds("tiny", split="train", data_dir=str(tmp_path))
-    assert len(images) == 4 and labels is None
+    images, test = open_tfds("tiny", split="train", data_dir=str(tmp_path))
+    assert len(images) == 4 and images.labels is test is None

@@ -9,7 +9,7 @@ from PIL import Image
 from test_train import SMALL
 
 from vicreg_jax import loading, train
-from vicreg_jax.data.folder import folder
+from vicreg_jax.data.sources.folder import open_folder
 
 CLASSES, EACH = 4, 24
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def images(tmp_path):
         for i in range(EACH):
             x = rng.integers(0, 256, (8, 8)).astype(np.uint8)
             Image.fromarray(x).save(tmp_path / "images" / f"c{c}" / f"{i:02}.png")
-    source = folder(tmp_path / "images", threads=1)
+    source = open_folder(tmp_path / "images", threads=1)
     read, asked = source.read, []
 
     def counted(index):

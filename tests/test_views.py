@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vicreg_jax.config import Config
-from vicreg_jax.data import batches, plan, views
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
 
 GOLDEN = Path(__file__).parent / "golden"
 PUBLISHED = batches.policies(Config())[1]._replace(
@@ -18,10 +19,10 @@ PUBLISHED = batches.policies(Config())[1]._replace(
 )
 
 
-def draw(policy, *, batch=4000, seed=0, sizes=(32, 32)):
-    u = plan.uniforms(seed, 0, (batch, 1, views.NUMBERS))
-    found = views.parameters(u, np.asarray(sizes), [policy])
-    return views.Parameters(*(x[:, 0] for x in found))
+def drawn(policy, *, batch=4000, seed=0, sizes=(32, 32)):
+    u = plan.uniforms(seed, 0, (batch, 1, draw.NUMBERS))
+    found = draw.parameters(u, np.asarray(sizes), [policy])
+    return draw.Parameters(*(x[:, 0] for x in found))
 
 
 def get_params(u, height, width, scale, ratio):
@@ -53,11 +54,11 @@ sides = st.integers(1, 60) | st.integers(1, 3000)
     seed=st.integers(0, 10**6),
 )
 def test_crop_boxes_are_those_of_torchvision(sizes, scale, ratio, seed):
-    numbers = plan.uniforms(seed, 0, (len(sizes), 1, views.NUMBERS))
+    numbers = plan.uniforms(seed, 0, (len(sizes), 1, draw.NUMBERS))
     policy = PUBLISHED._replace(crop_scale=tuple(scale), crop_ratio=tuple(ratio))
-    got = views.parameters(numbers, np.array(sizes), [policy]).box[:, 0]
+    got = draw.parameters(numbers, np.array(sizes), [policy]).box[:, 0]
     for i, (height, width) in enumerate(sizes):
-        u = dict(zip(views.SLOTS, numbers[i, 0], strict=True))
+        u = dict(zip(draw.SLOTS, numbers[i, 0], strict=True))
         want = get_params(u, height, width, scale, ratio)
         assert tuple(got[i].tolist()) == want
         top, left, h, w = want
@@ -69,7 +70,7 @@ def test_crop_boxes_are_those_of_torchvision(sizes, scale, ratio, seed):
 )
 def test_an_image_that_no_attempt_fits_gives_its_largest_centred_crop(size, box):
     # 8 % of 10 x 1000 in a ratio of 4 / 3 is 33 wide and 24 high: never fits.
-    got = draw(PUBLISHED, batch=100, sizes=size).box
+    got = drawn(PUBLISHED, batch=100, sizes=size).box
     assert np.all(got == np.float32(box))
 
 
@@ -78,7 +79,7 @@ def test_crops_meet_the_quantiles_of_torchvision():
     distances = []
     for name, want in golden["draws"].items():
         width, height = map(int, name.split("x"))
-        box = draw(PUBLISHED, batch=50_000, sizes=(height, width)).box
+        box = drawn(PUBLISHED, batch=50_000, sizes=(height, width)).box
         top, left, h, w = box.astype(np.float64).T
         found = {
             "area": h * w / (height * width),
@@ -102,7 +103,7 @@ def test_crops_meet_the_quantiles_of_torchvision():
 def test_each_operation_comes_as_often_as_configured(probability):
     n = 20_000
     names = ("flip", "jitter", "grey", "blur", "solarize")
-    found = draw(PUBLISHED._replace(**dict.fromkeys(names, probability)), batch=n)
+    found = drawn(PUBLISHED._replace(**dict.fromkeys(names, probability)), batch=n)
     five_sigma = 5 * math.sqrt(probability * (1 - probability) / n)
     # A factor drawn is exactly 1 once in 2**24 times.
     jittered, blurred = found.brightness != 1, found.sigma > 0
@@ -116,7 +117,7 @@ def test_factors_and_angles_fill_their_ranges():
     policy = PUBLISHED._replace(
         jitter=1.0, brightness=0.4, contrast=0.2, saturation=0.3, hue=0.1, blur=1.0
     )._replace(rotation=15.0, shear=0.3)
-    found = draw(policy, batch=20_000)
+    found = drawn(policy, batch=20_000)
     ranges = {
         "brightness": (0.6, 1.4),
         "contrast": (0.8, 1.2),
@@ -138,16 +139,18 @@ def test_factors_and_angles_fill_their_ranges():
 
 def test_all_24_orders_come_equally_often():
     n = 24_000
-    rows, counts = np.unique(draw(PUBLISHED, batch=n).order, axis=0, return_counts=True)
+    rows, counts = np.unique(
+        drawn(PUBLISHED, batch=n).order, axis=0, return_counts=True
+    )
     assert sorted(map(sorted, rows.tolist())) == [[0, 1, 2, 3]] * 24
     # Chi-squared of 23 degrees of freedom: mean 23, variance 46; five sigma.
     assert ((counts - n / 24) ** 2 / (n / 24)).sum() < 23 + 5 * math.sqrt(46)
 
 
 def test_each_view_follows_its_own_policy():
-    u = plan.uniforms(0, 0, (64, 2, views.NUMBERS))
+    u = plan.uniforms(0, 0, (64, 2, draw.NUMBERS))
     policies = [PUBLISHED._replace(flip=1.0), PUBLISHED._replace(flip=0.0, jitter=0.0)]
-    found = views.parameters(u, np.array([32, 48]), policies)
+    found = draw.parameters(u, np.array([32, 48]), policies)
     assert found.flip[:, 0].all() and not found.flip[:, 1].any()
     assert np.all(found.brightness[:, 1] == 1)
     assert found.box.shape == (64, 2, 4) and found.order.shape == (64, 2, 4)
@@ -155,11 +158,11 @@ def test_each_view_follows_its_own_policy():
 
 
 def test_an_example_gets_the_same_views_whichever_rows_a_host_holds():
-    u = plan.uniforms(0, 0, (16, 2, views.NUMBERS))
+    u = plan.uniforms(0, 0, (16, 2, draw.NUMBERS))
     sizes = np.random.default_rng(0).integers(20, 300, (16, 2))
     policies = [PUBLISHED, PUBLISHED._replace(rotation=10.0)]
-    whole = views.parameters(u, sizes, policies)
-    part = views.parameters(u[4:8], sizes[4:8], policies)
+    whole = draw.parameters(u, sizes, policies)
+    part = draw.parameters(u[4:8], sizes[4:8], policies)
     for a, b in zip(whole, part, strict=True):
         np.testing.assert_array_equal(a[4:8], b)
 
@@ -168,10 +171,10 @@ def test_the_first_slots_never_move():
     attempts = [f"{name}{i}" for i in range(10) for name in ("area", "ratio")]
     rest = "top left flip jitter order brightness contrast saturation hue"
     rest += " grey blur sigma solarize rotation shear"
-    assert list(views.SLOTS[:35]) == attempts + rest.split()
+    assert list(draw.SLOTS[:35]) == attempts + rest.split()
 
 
 def test_a_policy_too_few_is_refused():
-    u = plan.uniforms(0, 0, (4, 2, views.NUMBERS))
+    u = plan.uniforms(0, 0, (4, 2, draw.NUMBERS))
     with pytest.raises(ValueError, match="expected 2 policies, one per view; got 1"):
-        views.parameters(u, np.array([32, 32]), [PUBLISHED])
+        draw.parameters(u, np.array([32, 32]), [PUBLISHED])

@@ -82,5 +82,5 @@ def test_broken_images_are_listed_once_whatever_the_list_was_like(tmp_path):
         ]
     said = f"2 images could not be read; {path} lists them"
     assert notes == [f"{said}; 3 damaged lines of it are dropped", said]
-    workdirs.list_broken(SimpleNamespace(), tmp_path, notes.append)
+    workdirs.list_broken(SimpleNamespace(broken={}), tmp_path, notes.append)
     assert len(notes) == 2

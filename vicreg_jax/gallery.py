@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vicreg_jax import devices, loading
-from vicreg_jax.data import batches, plan, sources, views
-from vicreg_jax.data.encoded import Encoded
+from vicreg_jax import devices, loading, sharding
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
+from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import encode
 from vicreg_jax.evaluate.inputs import balanced
 from vicreg_jax.report import Gallery
@@ -33,37 +34,29 @@ def gallery(run: Path) -> Gallery:
             f"the images of {run} were fake, or a source of its user's; `report.write`"
             " from Python makes the page without pictures"
         )
-    splits = sources.load(data, seed=config.seed)
-    images, labels = splits.test or splits.train
-    n = len(images)
+    train, test = load_splits(data, seed=config.seed)
+    images = train if test is None else test
+    n, labels = len(images), images.labels
     groups = np.zeros(n, int) if labels is None else np.asarray(labels)
-    rows = balanced(groups, min(1.0, IMAGES / n), config.seed, purpose=7)
-    if isinstance(images, Encoded):
-        channels = len(data.mean)
-        where = dict(size=SIDE, shorter=SIDE, channels=channels)
-        thumbnails = images.centres(rows, **where)
-    else:
-        thumbnails = images[rows]
-    few = min(PAIRS, len(splits.train.images))
-    some = replace(config, data=replace(data, batch_size=few))
+    rows = balanced(groups, min(1.0, IMAGES / n), config.seed, purpose="gallery")
+    few = min(PAIRS, len(train))
+    some = replace(config, data=replace(data, batch_size=few, views=2))
     planner = plan.Planner(
         seed=config.seed,
-        examples=len(splits.train.images),
+        examples=len(train),
         batch_size=few,
         views=2,
-        numbers=views.NUMBERS,
+        numbers=draw.NUMBERS,
     )
-    train = splits.train.images
-    batch = batches.batch(planner, train, some, 0, rows=slice(None))
-    held = batches.is_small(train)
-    everything = (train.reshape(len(train), -1),) if held else ()
-    shape = train.shape[1:] if held else ()
-    pair = batches.render((*everything, *batch), config=some, shape=shape)
-    seen = np.asarray(pair) * data.std + data.mean
+    pairs = batches.Batches(train, some, sharding.data_mesh())
+    batch = pairs.make(planner, 0, slice(None))
+    seen = np.asarray(pairs.render(pairs.resident(), batch)) * data.std + data.mean
     return Gallery(
         features=encode(encoder, images, rows=rows),
-        thumbnails=thumbnails,
+        thumbnails=images.centres(
+            rows, size=SIDE, shorter=SIDE, channels=len(data.mean)
+        ),
         labels=None if labels is None else groups[rows],
-        classes=getattr(images, "classes", ()),
+        classes=images.classes,
         views=np.round(255 * seen.clip(0, 1)).astype(np.uint8),
     )

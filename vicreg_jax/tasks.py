@@ -13,8 +13,8 @@ from rich.progress import Progress
 
 from vicreg_jax import devices, evaluate, export, hub, loading, report, train
 from vicreg_jax.config import Config
-from vicreg_jax.data import shards, sources
-from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data.sources import prepared
+from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.gallery import gallery
 from vicreg_jax.protocol import Evaluation
@@ -27,7 +27,7 @@ def pretrain(config: Config, workdir: Path) -> None:
         train.run(config, workdir)
         return
     evaluate.check_installed()
-    splits = sources.load(config.data, seed=config.seed)
+    splits = load_splits(config.data, seed=config.seed)
     evaluate.check(splits, config)
     trained = train.run(config, workdir, source=splits.train)
     encoders = {
@@ -42,15 +42,15 @@ def pretrain(config: Config, workdir: Path) -> None:
 
 def prepare(config: Config, workdir: Path) -> None:
     """Writes a data set into the workdir as ArrayRecord files."""
-    images = sources.load(config.data, seed=config.seed).train.images
-    if not isinstance(images, Encoded):
+    images = load_splits(config.data, seed=config.seed).train
+    if images.names is None:
         raise Refusal(
             f"config.data.name {config.data.name!r} gives arrays, which are read as"
             " they are; the task prepare is for image files"
         )
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
         task = bar.add_task("preparing", total=len(images))
-        shards.prepare(
+        prepared.prepare(
             images,
             workdir,
             **dataclasses.asdict(config.prepare),

@@ -71,7 +71,7 @@ def write_config(workdir: Path, config: Config | Evaluation) -> None:
     files.write_json(workdir / "config.json", asdict(config))
 
 
-def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None:
+def list_broken(source: Any, workdir: Path, note: Callable[[str], None]) -> None:
     """Adds the files that had to be replaced to bad_examples.jsonl, each once.
 
     Of several processes each has a file for those that it met.
@@ -79,7 +79,7 @@ def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None
     Raises:
       Unusable: the file cannot be read or written.
     """
-    broken = getattr(images, "broken", {})  # of files; arrays are never broken
+    broken = source.broken
     if not broken:
         return
     number = jax.process_index()
@@ -87,7 +87,7 @@ def list_broken(images: Any, workdir: Path, note: Callable[[str], None]) -> None
     known, damaged = json_lines.read(path, lambda x: isinstance(x.get("name"), str))
     names = {line["name"] for line in known}
     for i in sorted(broken):
-        if (name := str(images.names[i])) not in names:
+        if (name := str(source.names[i])) not in names:
             known.append({"name": name, "reason": broken[i]})
     json_lines.write(path, known)
     more = f"; {damaged} damaged lines of it are dropped" if damaged else ""

@@ -1,192 +1,147 @@
 """One step's batch: the host's part, and the device's that turns it into views."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from vicreg_jax import sharding
 from vicreg_jax.config import Config
-from vicreg_jax.data import host_pixels, pixels, plan, views
-from vicreg_jax.data.encoded import Encoded
-from vicreg_jax.data.records import IN_MEMORY
+from vicreg_jax.data import plan
+from vicreg_jax.data.augment import draw, on_device, on_host
+from vicreg_jax.data.source import Source
 
 
-def policies(config: Config) -> list[views.Policy]:
-    """Returns the augmentations of the first and the second view."""
-    shared = asdict(config.augment)
-    del shared["colour"]
-    pairs = {name: shared.pop(name) for name in ("blur", "solarize")}
-    return [
-        views.Policy(
-            **shared, **{name: pair[i % len(pair)] for name, pair in pairs.items()}
-        )
-        for i in range(config.data.views)
-    ]
-
-
-def check(images: Any, config: Config) -> None:
-    """Refuses what these images do not allow `config` to have done where it says.
-
-    Raises:
-      ValueError: colours on the host of other images than files, or rotation or shear
-        where the colours or the resizing ask for something else.
-      ModuleNotFoundError: colours on the host, and Numba is not installed.
-    """
-    data, policy = config.data, config.augment
-    encoded = isinstance(images, Encoded)
-    turned = bool(policy.rotation or policy.shear)
-    if policy.colour == "host":
-        if not encoded:
-            raise ValueError(
-                "config.augment.colour 'host' is for image files (data.name=folder,"
-                f" prepared, tfrecord, or tfds of any sizes); data.name {data.name!r}"
-                " gives arrays, whose colours the device changes"
-            )
-        if turned:
-            raise ValueError(
-                "config.augment.colour 'host' cannot rotate or shear; set both to 0, or"
-                " augment.colour=device"
-            )
-        if data.resize == "device":
-            raise ValueError(
-                "config.augment.colour 'host' needs crops that are resized there too;"
-                " set data.resize=host, or augment.colour=device"
-            )
-        host_pixels.compile()
-    if encoded and turned and data.resize == "device":
-        raise ValueError(
-            "config.data.resize 'device' would show what surrounds a crop where"
-            " augment.rotation or augment.shear turns it; set data.resize=host"
-        )
-
-
-def is_small(images: Any) -> bool:
-    """Tells whether every device can hold all images: arrays of at most 1 GiB."""
-    return isinstance(images, np.ndarray) and images.nbytes <= IN_MEMORY
-
-
-def canvas(images: Any, config: Config) -> int:
-    """Returns height and width of what encoded images are put on, uncropped, or 0.
-
-    Decoding leaves the host more time if the accelerator does the resizing. Rotation
-    and shear would show what surrounds a crop, so their images are cropped on the host.
-    """
-    resize, policy = config.data.resize, config.augment
-    if resize == "auto":
-        bound = jax.default_backend() == "cpu" or policy.colour == "host"
-        bound = bound or policy.rotation or policy.shear
-        resize = "host" if bound else "device"
-    if resize == "host" or not isinstance(images, Encoded):
-        return 0
-    return images.canvas(config.data.image_size)
-
-
-def batch(
-    planner: plan.Planner,
-    images: Any,
-    config: Config,
-    step: int,
-    *,
-    rows: slice,
-    canvas: int = 0,
-) -> tuple[np.ndarray, views.Parameters]:
-    """Returns the host's part of a step: what to see, and augmentation parameters.
-
-    That is the indices of images that the device holds, else images or crops of them.
-
-    Args:
-      rows: of the global batch, those that this host prepares. They do not depend on
-        what other hosts do.
-      canvas: see `Encoded.views`.
-    """
-    indices, uniforms = (x[rows] for x in planner(step))
-    data = config.data
-    if isinstance(images, Encoded):
-        return images.views(
-            indices,
-            uniforms,
-            policies(config)[: uniforms.shape[1]],
-            size=data.image_size,
-            channels=len(data.mean),
-            canvas=canvas,
-            colour=config.augment.colour == "host",
-        )
-    held = is_small(images)
-    chosen = indices.astype(np.int32) if held else images[indices]
-    sizes = np.array((images if held else chosen).shape[1:3])
-    drawn = policies(config)[: uniforms.shape[1]]
-    return chosen, views.parameters(uniforms, sizes, drawn)
-
-
-class Renderer:
-    """The device's part of every step: batch -> normalized views, see `render`.
+@flax.struct.dataclass
+class Batch:
+    """The images of a batch and what to do to them, for v views of each of b images.
 
     Attributes:
-      sharding: of the parts of (*resident(), *batch), over the mesh.
+      images: by the kind:
+        "whole": uint8 [b, h, w, c], which the device crops
+        "crops": uint8 [b, v, size, size, c], which the device recolours
+        "finished": uint8 [b, v, size, size, c], the views
+        "held": int32 [b], numbers of images that every device holds, and crops
+      parameters: arrays [b, v, ...].
     """
 
-    def __init__(self, images: Any, config: Config, mesh: Mesh):
-        whole, split = sharding.whole(mesh), sharding.split(mesh)
-        self._images, self._config, self._whole = images, config, whole
-        self._placed = None
-        self._in_turn = jax.default_backend() == "cpu" and mesh.size == 1
-        self.held = is_small(images)
-        self.sharding = (whole if self.held else (), (split, split))
+    images: Any
+    parameters: draw.Parameters
+    kind: str = flax.struct.field(pytree_node=False)
+
+
+class Batches:
+    """Makes the batches of a run on the host, and renders them on the devices.
+
+    Attributes:
+      held: whether every device holds all images, so that a batch is small.
+      canvas: height and width of images that the device crops, if they differ; or 0.
+      sharding: of (what `resident` returns, a batch), over the mesh.
+
+    Args:
+      source: where the images are from; some of them are looked at.
+      config: its data, augmentations and guard.
+      mesh: of one axis, "data".
+
+    Raises:
+      Refusal: these images are not what the config describes, or do not allow what it
+        wants to have done, where it wants it.
+      NotInstalled: colours on the host, and Numba is not installed.
+    """
+
+    def __init__(self, source: Source, config: Config, mesh: Mesh):
+        self._source, self._config = source, config
+        self._policies = policies(config)
+        accelerator = jax.default_backend() != "cpu"
+        self._how = source.how(config, accelerator=accelerator)
+        source.check(config)
+        if self._how.kind == "finished":
+            on_host.compile()
+        self._in_turn = not accelerator and mesh.size == 1
+        self.held = self._how.kind == "held"
+        self.canvas = self._how.canvas
+        self.sharding = sharding.whole(mesh), sharding.split(mesh)
+        self._resident = None
+
+    def make(
+        self, planner: Callable[[int], plan.Plan], step: int, rows: slice
+    ) -> Batch:
+        """Returns the host's part of a step.
+
+        Args:
+          rows: of the global batch, those that this host prepares. They do not depend
+            on what other hosts do.
+        """
+        indices, uniforms = (x[rows] for x in planner(step))
+        images, parameters = self._source.views(
+            indices, uniforms, self._policies, self._how
+        )
+        return Batch(images, parameters, self._how.kind)
 
     def resident(self) -> tuple[jax.Array, ...]:
         """Returns what the devices hold throughout: all images, or nothing."""
         if not self.held:
             return ()
-        # In rows: the tiles of a TPU would blow up a last axis of 3 channels.
-        rows = self._images.reshape(len(self._images), -1)
-        if self._placed is None:
-            self._placed = (sharding.place(rows, self._whole),)
-        return self._placed
+        if self._resident is None:
+            # In rows: the tiles of a TPU would blow up a last axis of 3 channels.
+            rows = self._source.array.reshape(len(self._source), -1)
+            self._resident = (sharding.place(rows, self.sharding[0]),)
+        return self._resident
 
-    def __call__(self, batch: tuple[Any, ...]) -> jax.Array:
-        resident, batch = batch
-        shape = self._images.shape[1:] if self.held else ()
-        how = dict(config=self._config, in_turn=self._in_turn, shape=shape)
-        return render((*resident, *batch), **how)
+    def render(self, resident: tuple[jax.Array, ...], batch: Batch) -> jax.Array:
+        """Returns the normalized views, float32 [b, v, size, size, c]."""
+        images, data = batch.images, self._config.data
+        if batch.kind == "held":
+            (everything,) = resident
+            shape = self._source.array.shape[1:]
+            images = everything[images].reshape(len(images), *shape)
+        how = dict(size=data.image_size, in_turn=self._in_turn)
+        seen = []
+        for i, policy in enumerate(self._policies):
+            view = jax.tree.map(lambda x, i=i: x[:, i], batch.parameters)
+            view = RENDER[batch.kind](images, i, view, policy=policy, **how)
+            seen.append(on_device.normalize(view, mean=data.mean, std=data.std))
+        return jnp.stack(seen, axis=1)
 
 
-def render(
-    batch: tuple[Any, ...],
-    *,
-    config: Config,
-    in_turn: bool = False,
-    shape: tuple[int, ...] = (),
-) -> jax.Array:
-    """Returns the device's part: the normalized views [b, v, s, s, c] of a batch.
+def policies(config: Config) -> list[draw.Policy]:
+    """Returns the augmentations of config.data.views views.
 
-    Args:
-      batch: (images, parameters), or (all images [n, h * w * c], indices, parameters).
-      in_turn: see `pixels.recolour`.
-      shape: [h, w, c] of the images, where all of them are given.
+    View i has the i-th probabilities of blur and solarize, which begin again at their
+    end.
     """
-    *given, parameters = batch
-    if len(given) == 2:
-        everything, indices = given
-        images = everything[indices].reshape(len(indices), *shape)
-    else:
-        (images,) = given
-    data = config.data
-    result = []
-    for i, policy in enumerate(policies(config)[: parameters.flip.shape[1]]):
-        view = jax.tree.map(lambda x, i=i: x[:, i], parameters)
-        if config.augment.colour == "host":
-            pictures = pixels.as_float(images[:, i])
-        elif images.ndim == 5:  # crops [b, v, size, size, c]
-            pictures = pixels.render_crops(
-                images[:, i], view, policy=policy, in_turn=in_turn
-            )
-        else:
-            pictures = pixels.render(
-                images, view, size=data.image_size, policy=policy, in_turn=in_turn
-            )
-        result.append(pixels.normalize(pictures, mean=data.mean, std=data.std))
-    return jnp.stack(result, axis=1)
+    shared = asdict(config.augment)
+    del shared["colour"]
+    turns = {name: shared.pop(name) for name in ("blur", "solarize")}
+    return [
+        draw.Policy(**shared, **{name: x[i % len(x)] for name, x in turns.items()})
+        for i in range(config.data.views)
+    ]
+
+
+def _of_whole(images, i, view, *, size, policy, in_turn):
+    del i  # all views are of the same pixels
+    return on_device.render(images, view, size=size, policy=policy, in_turn=in_turn)
+
+
+def _of_crops(images, i, view, *, size, policy, in_turn):
+    del size
+    return on_device.render_crops(images[:, i], view, policy=policy, in_turn=in_turn)
+
+
+def _finished(images, i, view, *, size, policy, in_turn):
+    del view, size, policy, in_turn
+    return on_device.as_float(images[:, i])
+
+
+# kind of a batch -> (images, number of the view, its parameters) -> view in [0, 1]
+RENDER = {
+    "whole": _of_whole,
+    "held": _of_whole,
+    "crops": _of_crops,
+    "finished": _finished,
+}

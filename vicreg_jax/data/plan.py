@@ -9,6 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vicreg_jax.refusals import Refusal
+
+# Each random stream has a purpose, the last word of its counter; its key is (seed,
+# number), where the number is 0 unless the comment says what it is.
+PURPOSES = {
+    "order": 0,  # of the examples of an epoch; number: the epoch
+    "views": 1,  # what is done to the images of a step; number: the step
+    "few_labels": 2,  # a draw of labels; number: the draw; part: labels of a class
+    "balanced": 3,  # a fraction of each class to train on
+    "held_out": 4,  # of the training images, to choose hyperparameters by
+    "knn_queries": 5,  # training images whose neighbours are asked for
+    "knn_bank": 6,  # training images that are neighbours
+    "gallery": 7,  # images of the report
+}
+
 
 class Plan(NamedTuple):
     """One step of the global batch."""
@@ -17,9 +32,31 @@ class Plan(NamedTuple):
     uniforms: np.ndarray  # float32 [b, v, k] in [0, 1), for each view
 
 
+def stream(
+    purpose: str, *, seed: int, number: int = 0, part: int = 0
+) -> np.random.Philox:
+    """Returns the raw random numbers of a purpose, see `PURPOSES`.
+
+    Args:
+      seed: of the run or the evaluation, >= 0.
+      part: a second number, where one is not enough.
+    """
+    key = np.array([seed, number], np.uint64)
+    counter = np.array([0, 0, part, PURPOSES[purpose]], np.uint64)
+    return np.random.Philox(key=key, counter=counter)
+
+
+def shuffled(
+    purpose: str, count: int, *, seed: int, number: int = 0, part: int = 0
+) -> np.ndarray:
+    """Returns 0 to `count` - 1 in random order, int64 [count]; see `stream`."""
+    raw = stream(purpose, seed=seed, number=number, part=part).random_raw(count)
+    return np.argsort(raw, kind="stable")
+
+
 def permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
     """Returns the order of an epoch: a random permutation, int64 [examples]."""
-    return np.argsort(_stream(seed, epoch, 0).random_raw(examples), kind="stable")
+    return shuffled("order", examples, seed=seed, number=epoch)
 
 
 def uniforms(seed: int, step: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -28,7 +65,7 @@ def uniforms(seed: int, step: int, shape: tuple[int, int, int]) -> np.ndarray:
     Number k of the last axis is the same however many follow it.
     """
     batch, views, numbers = shape
-    raw = _stream(seed, step, 1).random_raw(numbers * views * batch)
+    raw = stream("views", seed=seed, number=step).random_raw(numbers * views * batch)
     values = (raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
     return values.reshape(numbers, views, batch).transpose(2, 1, 0)
 
@@ -44,14 +81,14 @@ class Planner:
       numbers: uniforms per view.
 
     Raises:
-      ValueError: the data set is smaller than a batch.
+      Refusal: the data set is smaller than a batch.
     """
 
     def __init__(
         self, *, seed: int, examples: int, batch_size: int, views: int, numbers: int
     ):
         if examples < batch_size:
-            raise ValueError(
+            raise Refusal(
                 f"the data set has {examples} examples, fewer than one batch of"
                 f" {batch_size}; lower data.batch_size"
             )
@@ -68,9 +105,3 @@ class Planner:
         batch = self._shape[0]
         indices = self._order[position * batch : (position + 1) * batch]
         return Plan(indices, uniforms(self._seed, step, self._shape))
-
-
-def _stream(seed, number, purpose):
-    key = np.array([seed, number], np.uint64)
-    counter = np.array([0, 0, 0, purpose], np.uint64)
-    return np.random.Philox(key=key, counter=counter)

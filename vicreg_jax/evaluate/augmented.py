@@ -1,6 +1,7 @@
 """Frozen features of views as training saw them, augmented; no files."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,9 +12,10 @@ from jax.sharding import Mesh
 
 from vicreg_jax import sharding
 from vicreg_jax.config import Config
-from vicreg_jax.data import batches, plan, views
-from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
 from vicreg_jax.data.feed import Feed
+from vicreg_jax.data.source import Source
 
 BATCH = 128  # images, of two views each
 
@@ -21,7 +23,7 @@ BATCH = 128  # images, of two views each
 def augmented(
     apply: Callable[[Any, jax.Array], jax.Array],
     variables: Any,
-    images: np.ndarray | Encoded,
+    source: Source,
     config: Config,
     *,
     rows: np.ndarray,
@@ -42,34 +44,35 @@ def augmented(
       progress: is told how many views are done.
 
     Raises:
-      ValueError: what `batches.check` refuses, or too many files that cannot be read.
+      Refusal: what `Batches` refuses, or too many files that cannot be read.
     """
-    batches.check(images, config)
+    config = replace(config, data=replace(config.data, views=2))
+    pairs_of = batches.Batches(source, config, mesh)
     size = -(-BATCH // mesh.size) * mesh.size
     blocks, pairs = -(-len(rows) // size), -(-count // 2)
     padded = np.pad(rows, (0, blocks * size - len(rows)), mode="edge")
 
     def planner(step):
         block = step % blocks
-        uniforms = plan.uniforms(config.seed, step, (size, 2, views.NUMBERS))
+        uniforms = plan.uniforms(config.seed, step, (size, 2, draw.NUMBERS))
         return plan.Plan(padded[block * size : (block + 1) * size], uniforms)
 
-    own, canvas = sharding.rows(size), batches.canvas(images, config)
-    render = batches.Renderer(images, config, mesh)
-    whole, split = sharding.whole(mesh), sharding.split(mesh)
+    own, whole = sharding.rows(size), sharding.whole(mesh)
 
-    @partial(jax.jit, in_shardings=(whole, render.sharding), out_shardings=whole)
-    def see(variables, batch):
-        seen = [apply(variables, view) for view in jnp.unstack(render(batch), axis=1)]
+    @partial(jax.jit, in_shardings=(whole, *pairs_of.sharding), out_shardings=whole)
+    def see(variables, resident, batch):
+        views = jnp.unstack(pairs_of.render(resident, batch), axis=1)
+        seen = [apply(variables, view) for view in views]
         return jnp.stack(seen, axis=1).astype(jnp.float32)
 
     def make(step):
-        return batches.batch(planner, images, config, step, rows=own, canvas=canvas)
+        return pairs_of.make(planner, step, own)
 
     variables = sharding.replicate(variables, mesh)
-    resident, found = render.resident(), []
-    for step, batch in Feed(make, range(pairs * blocks), sharding=split):
-        found.append(np.asarray(see(variables, (resident, batch))))
+    resident, found = pairs_of.resident(), []
+    steps = range(pairs * blocks)
+    for step, batch in Feed(make, steps, sharding=sharding.split(mesh)):
+        found.append(np.asarray(see(variables, resident, batch)))
         progress(2 * size * (step + 1))
     everything = np.stack(found).reshape(pairs, blocks * size, 2, -1)
     in_order = everything.transpose(1, 0, 2, 3)[: len(rows)]

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from vicreg_jax import files, processes, sharding
 from vicreg_jax.config import Data
-from vicreg_jax.data import pixels
-from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data.augment import on_device
 from vicreg_jax.data.feed import Feed
+from vicreg_jax.data.source import Source, as_source
+from vicreg_jax.refusals import Refusal
 from vicreg_jax.weights import Encoder
 
 BATCH = 256
@@ -36,7 +37,7 @@ class Features(NamedTuple):
 
 def encode(
     encoder: Encoder,
-    images: np.ndarray | Encoded,
+    images: Any,
     *,
     rows: np.ndarray | None = None,
     shorter_side: int = 0,
@@ -45,15 +46,15 @@ def encode(
     """Returns the representations of images, float32 [n, f], by all devices.
 
     Args:
-      images: uint8 [n, h, w, c], seen whole, or files, of which the centre is seen;
-        either at the encoder's image size.
+      images: a `Source` or what `as_source` makes one of: arrays uint8 [n, h, w, c],
+        seen whole, or files, of which the centre is seen; either at the encoder's
+        image size.
       shorter_side: of files before the centre is cut out; by default 8/7 image_size.
       rows: int [n], which images; by default all.
       mesh: by default over all devices.
 
     Raises:
-      Refusal: the encoder's image size is not known.
-      ValueError: a file cannot be read.
+      Refusal: the encoder's image size is not known, or a file cannot be read.
     """
     data = Data(image_size=encoder.known_size(), mean=encoder.mean, std=encoder.std)
 
@@ -61,13 +62,14 @@ def encode(
         return encoder.module.apply(variables, views, train=False)
 
     how = dict(shorter_side=shorter_side, rows=rows, mesh=mesh)
-    return np.concatenate(list(stream(apply, encoder.variables, images, data, **how)))
+    found = stream(apply, encoder.variables, as_source(images), data, **how)
+    return np.concatenate(list(found))
 
 
 def stream(
     apply: Callable[[Any, jax.Array], Any],
     variables: Any,
-    images: np.ndarray | Encoded,
+    source: Source,
     data: Data,
     *,
     shorter_side: int = 0,
@@ -80,7 +82,7 @@ def stream(
       apply: (variables, views [b, s, s, c]) -> a tree of [b, ...].
     """
     mesh = sharding.data_mesh() if mesh is None else mesh
-    rows = np.arange(len(images)) if rows is None else rows
+    rows = np.arange(len(source)) if rows is None else rows
     split = sharding.split(mesh)
     size = -(-BATCH // mesh.size) * mesh.size
 
@@ -91,16 +93,14 @@ def stream(
     def make(step):
         chosen = rows[step * size : (step + 1) * size]
         chosen = np.pad(chosen, (0, size - len(chosen)), mode="edge")[own]
-        if not isinstance(images, Encoded):
-            return images[chosen]
         try:
-            return images.centres(
+            return source.centres(
                 chosen,
                 size=data.image_size,
                 shorter=shorter_side or round(data.image_size * 8 / 7),
                 channels=len(data.mean),
             )
-        except ValueError as error:
+        except Refusal as error:
             failed.append(error)
             shape = (data.image_size, data.image_size, len(data.mean))
             return np.zeros((len(chosen), *shape), np.uint8)
@@ -120,7 +120,7 @@ def stream(
 def parts(
     apply: Callable[[Any, jax.Array], dict[str, jax.Array]],
     variables: Any,
-    examples: Any,
+    images: Source,
     data: Data,
     folder: Path,
     *,
@@ -139,7 +139,6 @@ def parts(
 
     Args:
       apply: (variables, views) -> a dict of "representations" and "embeddings".
-      examples: images and labels, as `sources.Examples`.
       rows: int [n], which images.
       source: what made the features; files of another are refused.
       progress: is told how many images are done.
@@ -168,7 +167,7 @@ def parts(
             how = dict(shorter_side=shorter_side, rows=chosen, mesh=mesh)
             outputs = []
             done = start
-            batches = stream(apply, variables, examples.images, data, **how)
+            batches = stream(apply, variables, images, data, **how)
             for output in batches:
                 outputs.append(output)
                 done += len(output["representations"])
@@ -177,9 +176,9 @@ def parts(
                 name: np.concatenate([output[name] for output in outputs])
                 for name in outputs[0]
             }
-            if examples.labels is not None:
-                part["labels"] = np.asarray(examples.labels[chosen])
-            names = getattr(examples.images, "names", None)
+            if images.labels is not None:
+                part["labels"] = np.asarray(images.labels[chosen])
+            names = images.names
             shown = chosen if names is None else [names[i] for i in chosen.tolist()]
             part["names"] = np.array([str(name) for name in shown])
             with processes.all_or_none(OSError):
@@ -250,11 +249,11 @@ def _see(apply, data, mesh):
 
 def _whole_views(images, data):
     n, height, width = images.shape[:3]
-    views = pixels.as_float(images)
+    views = on_device.as_float(images)
     if (height, width) != (data.image_size, data.image_size):
         box = np.tile(np.array([0, 0, height, width], np.float32), (n, 1))
-        views = pixels.crop_resize(views, box, size=data.image_size)
-    return pixels.normalize(views, mean=data.mean, std=data.std)
+        views = on_device.crop_resize(views, box, size=data.image_size)
+    return on_device.normalize(views, mean=data.mean, std=data.std)
 
 
 def checksum(tree: Any) -> int:

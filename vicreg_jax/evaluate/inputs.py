@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data
-from vicreg_jax.data import sources
-from vicreg_jax.data.encoded import Encoded
-from vicreg_jax.data.sources import Examples
+from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data, Guard
+from vicreg_jax.data import plan
+from vicreg_jax.data.image_files import ImageFiles, read_file
+from vicreg_jax.data.source import Source, count_classes
+from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate.multilabel import read_multilabel
 from vicreg_jax.protocol import Evaluation
+from vicreg_jax.refusals import Refusal
 
 # Of encoders that no run of ours has trained.
 IMAGENET = Data(name="folder", path="", image_size=224)
@@ -24,8 +26,8 @@ class Inputs(NamedTuple):
     """The images of an evaluation."""
 
     config: Config  # of the batches: one view
-    train: Examples
-    test: Examples | None
+    train: Source
+    test: Source | None
     classes: int  # 0 without labels
     kept: np.ndarray  # int [n], the training images to use
     shorter_side: int  # of test images of any size
@@ -45,11 +47,11 @@ def inputs(
       mean, std: of the images that the encoder takes, per channel, in [0, 1].
 
     Raises:
-      ValueError, FileNotFoundError: there is no such data, or it lacks what it needs.
+      Refusal: there is no such data, or it lacks what it needs.
     """
     config = batch_config(protocol, trained, mean=mean, std=std)
     given = protocol.data
-    splits = sources.load(
+    splits = load_splits(
         config.data,
         seed=protocol.seed,
         test_path=given.test_path,
@@ -57,16 +59,20 @@ def inputs(
     )
     train, test = splits
     for split in splits:
-        _check_channels(split, len(mean))
+        if split is not None and split.channels not in (None, len(mean)):
+            raise Refusal(
+                f"the encoder takes images of {len(mean)} channel(s); those of the data"
+                f" have {split.channels}"
+            )
     count = 0
     if train.labels is not None:
-        count = sources.count_classes(train)
+        count = count_classes(train)
         for split, name in ((train, "training"), (test, "test")):
             if split is not None:
                 _check_labels(split, name, count)
     size = config.data.image_size
     if 0 < given.shorter_side < size:
-        raise ValueError(
+        raise Refusal(
             f"config.data.shorter_side {given.shorter_side} is less than the image size"
             f" {size}; the centre would not fill it"
         )
@@ -90,11 +96,11 @@ def multilabel_inputs(
     """Returns images with several labels each, int [n, c]: see `read_multilabel`.
 
     Raises:
-      ValueError, FileNotFoundError: the folder is not laid out like VOC's.
+      Refusal: the folder is not laid out like VOC's.
     """
     given = protocol.data
     if given.name != "voc" or not given.path:
-        raise ValueError(
+        raise Refusal(
             f"the task svm reads a folder laid out like VOC2007; got data.name"
             f" {given.name!r} and data.path {given.path!r}; get it from"
             " host.robots.ox.ac.uk/pascal/VOC/voc2007 and give config.data.name=voc"
@@ -104,20 +110,21 @@ def multilabel_inputs(
     parts = []
     for split in (given.split, given.test_split or "test"):
         found = read_multilabel(given.path, split)
-        images = Encoded(
-            lambda i, paths=found.paths: Path(paths[i]).read_bytes(),
+        images = ImageFiles(
+            lambda i, paths=found.paths: read_file(paths[i]),
             [str(path) for path in found.paths],
+            labels=found.labels,
             classes=found.classes,
         )
-        parts.append(Examples(images, found.labels))
+        parts.append(images)
     train, test = parts
     size = config.data.image_size
     return Inputs(
         config=config,
         train=train,
         test=test,
-        classes=len(train.images.classes),
-        kept=np.arange(len(train.images)),
+        classes=len(train.classes),
+        kept=np.arange(len(train)),
         shorter_side=given.shorter_side or round(size * 8 / 7),
     )
 
@@ -126,24 +133,24 @@ def batch_config(protocol, trained, *, mean, std) -> Config:
     """Returns the config of single views of the protocol's data: see `inputs`."""
     given, own = protocol.data, trained.data if trained else IMAGENET
     if not given.name and trained is None:
-        raise ValueError(
+        raise Refusal(
             "config.data.name is empty, and the checkpoint does not say on which data"
             " it was trained; give config.data.name and config.data.path"
         )
     if not given.name and (given.path or given.dataset):
-        raise ValueError(
+        raise Refusal(
             f"config.data.path is {given.path!r}, but data.name is empty; did you mean"
             " data.name=folder?"
         )
     if given.name in NEEDS_PATH and not given.path:
-        raise ValueError(
+        raise Refusal(
             f"config.data.path is empty; data.name {given.name!r} needs"
             f" {NEEDS_PATH[given.name]} there (the first lines of the config file say"
             " where its images come from)"
         )
     where = given if given.name else own
     if where.name == "fake":
-        raise ValueError(
+        raise Refusal(
             "the images of the run were fake, or a source of its user's; give"
             " config.data.name and config.data.path"
         )
@@ -160,23 +167,27 @@ def batch_config(protocol, trained, *, mean, std) -> Config:
         dataset=where.dataset,
         split=where.split,
         validation=not given.name and own.validation,
+        views=1,
         batch_size=given.batch_size,
         image_size=given.image_size or own.image_size,
         mean=mean,
         std=std,
     )
-    return replace(Config(), seed=protocol.seed, data=data, augment=augment)
+    guard = Guard(broken_images=protocol.guard.broken_images)
+    return replace(
+        Config(), seed=protocol.seed, data=data, augment=augment, guard=guard
+    )
 
 
 def need_labels(found: Inputs, *, test: bool = True) -> None:
-    """Raises ValueError without labels, or without a labelled test split."""
+    """Raises Refusal without labels, or without a labelled test split."""
     if found.train.labels is None:
-        raise ValueError(
+        raise Refusal(
             f"config.data.name {found.config.data.name!r}: the training images have no"
             " labels; expected class folders, or a data set with labels"
         )
     if test and (found.test is None or found.test.labels is None):
-        raise ValueError(
+        raise Refusal(
             f"config.data.name {found.config.data.name!r}: there are no labelled test"
             " images; give config.data.test_path (folders and files) or"
             " config.data.test_split (tfds)"
@@ -188,7 +199,7 @@ def held_out(kept: np.ndarray, labels: np.ndarray, share: float, seed: int):
     if not share:
         return kept, kept[:0]
     own = labels[kept]
-    out = balanced(own, share, seed, purpose=4)
+    out = balanced(own, share, seed, purpose="held_out")
     out = out[np.bincount(own)[own[out]] > 1]  # the only image of a class is trained on
     rest = np.ones(len(kept), bool)
     rest[out] = False
@@ -196,18 +207,16 @@ def held_out(kept: np.ndarray, labels: np.ndarray, share: float, seed: int):
 
 
 def balanced(
-    labels: np.ndarray, fraction: float, seed: int, *, purpose: int = 3
+    labels: np.ndarray, fraction: float, seed: int, *, purpose: str = "balanced"
 ) -> np.ndarray:
     """Returns sorted indices of a fraction of each class, at least one: int [m].
 
     A pure function of the seed, so the same on any number of hosts.
+
+    Args:
+      purpose: one of `plan.PURPOSES`, each of which draws others.
     """
-    key = np.array([seed, 0], np.uint64)
-    counter = np.array([0, 0, 0, purpose], np.uint64)
-    order = np.argsort(
-        np.random.Philox(key=key, counter=counter).random_raw(len(labels)),
-        kind="stable",
-    )
+    order = plan.shuffled(purpose, len(labels), seed=seed)
     chosen = []
     for c in np.unique(labels):
         members = order[labels[order] == c]
@@ -223,7 +232,7 @@ def listed(names: Any, path: str) -> np.ndarray:
       path: of a text file, or its URL.
 
     Raises:
-      ValueError: the list cannot be read, or names an image that there is not.
+      Refusal: the list cannot be read, or names an image that there is not.
     """
     try:
         if path.startswith(("https://", "http://")):
@@ -232,37 +241,27 @@ def listed(names: Any, path: str) -> np.ndarray:
         else:
             text = Path(path).expanduser().read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"config.data.names: {path} cannot be read: {error}") from None
+        raise Refusal(f"config.data.names: {path} cannot be read: {error}") from None
     wanted = [Path(line.strip()).name for line in text.splitlines() if line.strip()]
     counts = Counter(Path(name).name for name in names)
     twice = [name for name in wanted if counts[name] > 1]
     if twice:
-        raise ValueError(
+        raise Refusal(
             f"config.data.names: {len(twice)} names in {path} are of several training"
             f" images each, such as {', '.join(twice[:3])}"
         )
     where: Mapping[str, int] = {Path(name).name: i for i, name in enumerate(names)}
     missing = [name for name in wanted if name not in where]
     if missing or not wanted:
-        raise ValueError(
+        raise Refusal(
             f"config.data.names: {len(missing)} of the {len(wanted)} names in {path}"
             f" are no training image, such as {', '.join(missing[:3])}"
         )
     return np.array(sorted({where[name] for name in wanted}))
 
 
-def _check_channels(examples, channels):
-    if examples is None or isinstance(examples.images, Encoded):
-        return  # files become what the encoder takes
-    shape = examples.images.shape
-    if shape[-1] != channels:
-        raise ValueError(
-            f"the encoder takes images of {channels} channel(s); the data has {shape}"
-        )
-
-
-def _check_labels(examples, name, count):
-    labels = examples.labels
+def _check_labels(source, name, count):
+    labels = source.labels
     if labels is None:
         return
     everything = isinstance(labels, np.ndarray)
@@ -271,27 +270,26 @@ def _check_labels(examples, name, count):
             np.linspace(0, len(labels) - 1, min(64, len(labels))).astype(int)
         ]
     if labels.min() < 0 or labels.max() >= count:
-        raise ValueError(
+        raise Refusal(
             f"{name} labels are from {labels.min()} to {labels.max()}; expected 0 to"
             f" {count - 1}, as the training images have {count} classes"
         )
     empty = sorted(set(range(count)) - set(labels.tolist())) if everything else []
     if empty and name == "training":
-        raise ValueError(
+        raise Refusal(
             f"{len(empty)} of {count} classes have no {name} image, such as class"
             f" {empty[0]}; remove them, or number the labels without gaps"
         )
 
 
 def _kept(train, protocol):
-    data, everything = protocol.data, np.arange(len(train.images))
+    data, everything = protocol.data, np.arange(len(train))
     if data.names:
-        names = getattr(train.images, "names", None)
-        if names is None:
-            raise ValueError("config.data.names is for image files; arrays have none")
-        return listed(names, data.names)
+        if train.names is None:
+            raise Refusal("config.data.names is for image files; arrays have none")
+        return listed(train.names, data.names)
     if data.fraction < 1:
         if train.labels is None:
-            raise ValueError("config.data.fraction needs labels; there are none")
+            raise Refusal("config.data.fraction needs labels; there are none")
         return balanced(np.asarray(train.labels), data.fraction, protocol.seed)
     return everything

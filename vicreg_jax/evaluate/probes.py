@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vicreg_jax.config import Config
-from vicreg_jax.data.encoded import Encoded
-from vicreg_jax.data.sources import Splits
+from vicreg_jax.data import plan
+from vicreg_jax.data.source import Splits
 from vicreg_jax.evaluate.features import encode
+from vicreg_jax.refusals import Refusal
 from vicreg_jax.uncertainty import margin
 from vicreg_jax.weights import Encoder
 
@@ -31,26 +32,26 @@ def check(splits: Splits, config: Config) -> None:
     """Raises, before any training, what would stop `few_labels` after it.
 
     Raises:
-      ValueError: a split without labels or of files, or more labels asked for than a
+      Refusal: a split without labels or of files, or more labels asked for than a
         class has.
       ModuleNotFoundError: scikit-learn is not installed.
     """
     train, test = splits
-    files = isinstance(train.images, Encoded)
-    if files or test is None or train.labels is None or test.labels is None:
-        raise ValueError(
+    given = [x for x in (train, test) if x is not None and x.array is not None]
+    if len(given) < 2 or train.labels is None or test.labels is None:
+        raise Refusal(
             "config.evaluate.draws needs arrays with labels and a labelled test split;"
             f" the data {config.data.name!r} lacks them; set config.evaluate.draws=0"
         )
-    if train.images.shape[1:] != test.images.shape[1:] or not len(test.images):
-        raise ValueError(
-            f"training and test images differ: {train.images.shape} and"
-            f" {test.images.shape}; expected the same height, width and channels"
+    if train.array.shape[1:] != test.array.shape[1:]:
+        raise Refusal(
+            f"training and test images differ: {train.array.shape} and"
+            f" {test.array.shape}; expected the same height, width and channels"
         )
     most = max(config.evaluate.labels_per_class, default=0)
     fewest = np.unique(train.labels, return_counts=True)[1].min()
     if most > fewest:
-        raise ValueError(
+        raise Refusal(
             f"config.evaluate.labels_per_class asks for {most}; a class has only"
             f" {fewest}"
         )
@@ -81,7 +82,7 @@ def few_labels(
       encoders: by name, one row each.
 
     Raises:
-      ValueError, ModuleNotFoundError: see `check`.
+      Refusal: see `check`.
     """
     check(splits, config)
     train, test = splits
@@ -92,12 +93,10 @@ def few_labels(
         for n in config.evaluate.labels_per_class
     }
     draws[0] = [np.arange(len(train.labels))]
-    rows = {"raw pixels": (_flat(train.images), _flat(test.images))}
+    rows = {"raw pixels": (_flat(train.array), _flat(test.array))}
     rows["PCA-whitened pixels"] = _whitened(*rows["raw pixels"])
     for name, encoder in encoders.items():
-        rows[name] = tuple(
-            encode(encoder, images) for images in (train.images, test.images)
-        )
+        rows[name] = tuple(encode(encoder, images) for images in splits)
     results = []
     for name, (a, b) in rows.items():
         mean, scale = a.mean(axis=0), np.sqrt(a.var(axis=0).mean())
@@ -166,11 +165,7 @@ def show(table: list[Accuracy]) -> None:
 
 def _draw(labels, n, seed, number):
     """Returns the indices of n examples of each class."""
-    key = np.array([seed, number], np.uint64)
-    counter = np.array([0, 0, n, 2], np.uint64)
-    order = np.argsort(
-        np.random.Philox(key=key, counter=counter).random_raw(len(labels))
-    )
+    order = plan.shuffled("few_labels", len(labels), seed=seed, number=number, part=n)
     return np.concatenate([order[labels[order] == c][:n] for c in np.unique(labels)])
 
 

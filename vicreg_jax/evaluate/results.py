@@ -36,11 +36,11 @@ def published(task: str, module: Any, found: Inputs) -> dict[str, float]:
     Args:
       task: of the protocol, of fine-tuning with the share of labels.
     """
-    tested = len(found.test.images) if found.test else 0
+    tested = len(found.test) if found.test else 0
     spec = models.spec(module)
     if (found.classes, tested) != IMAGENET or spec is None:
         return {}
-    part = len(found.kept) < len(found.train.images)
+    part = len(found.kept) < len(found.train)
     if part and not task.startswith("finetune"):
         return {}
     return PUBLISHED.get((task, spec["name"], spec["width"]), {})

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 from vicreg_jax import devices, sharding
-from vicreg_jax.data import batches, plan, views
-from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.augment import draw
 from vicreg_jax.evaluate import heads
 from vicreg_jax.evaluate.features import checksum, stream
 from vicreg_jax.evaluate.inputs import Inputs, held_out
@@ -90,21 +90,17 @@ class Supervised(Job):
         config, head = found.config, protocol.head
         self.config, self._inputs, self._variables = protocol, found, variables
         self._sees = config
-        self.images = images = found.train.images
+        self.images = images = found.train
         kept, self.aside = found.kept, found.kept[:0]
         if head.held_out and len(heads.combinations(head)) > 1:
             labels = np.asarray(found.train.labels)
             kept, self.aside = held_out(kept, labels, head.held_out, protocol.seed)
-        self.tested = np.arange(len(found.test.images))
-        if isinstance(images, Encoded):
-            images.broken_at_most = protocol.guard.broken_images
-        batches.check(images, config)
+        self.tested = np.arange(len(found.test))
         self._planner = _Chosen(kept, protocol, config)
         self.epoch = self.checkpoint_steps = self._planner.steps_per_epoch
         self.total = protocol.epochs * self.epoch
         self.mesh = devices.mesh(config.data.batch_size)
-        self._canvas = batches.canvas(images, config)
-        self._render = batches.Renderer(images, config, self.mesh)
+        self._batches = batches.Batches(images, config, self.mesh)
         network = Frozen if protocol.task == "linear" else Tuned
         self._network = network(protocol, encoder, found.classes, self.epoch)
         whole, split = sharding.whole(self.mesh), sharding.split(self.mesh)
@@ -122,13 +118,12 @@ class Supervised(Job):
 
         @partial(
             jax.jit,
-            in_shardings=(whole, whole, (self._render.sharding, split)),
+            in_shardings=(whole, whole, *self._batches.sharding, split),
             out_shardings=(whole, whole),
             donate_argnums=1,
         )
-        def step(variables, state, batch):
-            batch, labels = batch
-            view = self._render(batch)[:, 0]
+        def step(variables, state, resident, batch, labels):
+            view = self._batches.render(resident, batch)[:, 0]
             return self._network.step(variables, state, view, labels)
 
         self._step = step
@@ -143,23 +138,13 @@ class Supervised(Job):
     def make(self, span):
         (step,) = span
         rows = sharding.rows(self._sees.data.batch_size)
-        batch = batches.batch(
-            self._planner,
-            self.images,
-            self._sees,
-            step,
-            rows=rows,
-            canvas=self._canvas,
-        )
-        indices = self._planner(step).indices[rows]
-        if isinstance(self.images, Encoded):
-            indices = self.images.chosen(indices)
-        return batch, np.asarray(self._inputs.train.labels[indices], np.int32)
+        batch = self._batches.make(self._planner, step, rows)
+        indices = self.images.chosen(self._planner(step).indices[rows])
+        return batch, np.asarray(self.images.labels[indices], np.int32)
 
     def step(self, state, batch, count):
-        batch, labels = batch
-        batch = (self._render.resident(), batch), labels
-        return *self._step(self._variables, state, batch), ()
+        resident = self._batches.resident()
+        return *self._step(self._variables, state, resident, *batch), ()
 
     def judged(self, step):
         return step % self.epoch == 0
@@ -176,18 +161,18 @@ class Supervised(Job):
     def text(self, values):
         return f"cross-entropy {values['loss']:.4f}"
 
-    def right(self, state, examples, rows) -> np.ndarray:
+    def right(self, state, source, rows) -> np.ndarray:
         """Returns per cent answered right, [heads, 2]: top-1 and top-5."""
         top = stream(
             self._network.predict,
             (self._variables, state.params, state.batch_stats),
-            examples.images,
+            source,
             self._sees.data,
             shorter_side=self._inputs.shorter_side,
             rows=rows,
             mesh=self.mesh,
         )
-        labels = np.asarray(examples.labels[rows])
+        labels = np.asarray(source.labels[rows])
         return accuracies(np.concatenate(list(top)), labels)
 
 
@@ -212,7 +197,7 @@ class _Chosen:
             examples=len(kept),
             batch_size=config.data.batch_size,
             views=1,
-            numbers=views.NUMBERS,
+            numbers=draw.NUMBERS,
         )
         self.steps_per_epoch = self._planner.steps_per_epoch
 

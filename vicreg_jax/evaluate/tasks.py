@@ -93,11 +93,9 @@ def linear(protocol, workdir, loaded, found, name):
         notes.append("The maximum is over test accuracies of all epochs: optimistic.")
     task = protocol.task
     if task == "finetune":
-        share = 100 * len(found.kept) / len(found.train.images)
+        share = 100 * len(found.kept) / len(found.train)
         task = f"finetune {share:.0f} %"
-        notes.append(
-            f"Trained on {len(found.kept)} of {len(found.train.images)} images."
-        )
+        notes.append(f"Trained on {len(found.kept)} of {len(found.train)} images.")
     _finish(protocol, workdir, loaded, found, name, test, task=task, notes=notes)
 
 
@@ -177,7 +175,7 @@ def svm(protocol, workdir, loaded, found, name):
         folds=protocol.svm.folds,
         seed=protocol.seed,
     )
-    classes = found.train.images.classes
+    classes = found.train.classes
     table = {"mean average precision": scores.mean}
     table |= dict(zip(classes, scores.average_precision, strict=True))
     notes = ["Area under precision and recall; difficult images are left out."]
@@ -246,14 +244,14 @@ def _drawn(protocol, count, at_most):
 def _views(protocol, loaded: Encoder, found: Inputs) -> np.ndarray:
     """Returns representations [n, q, f] of views, augmented as in the encoder's run."""
     augment = loaded.config.augment if loaded.config else Augment()
-    if isinstance(found.train.images, np.ndarray):
+    if found.train.names is None:
         augment = replace(augment, colour="device")
     rows = found.kept[_drawn(protocol, len(found.kept), protocol.lidar.images)]
     with _bar("views for LiDAR", len(rows) * protocol.lidar.views) as progress:
         return augmented(
             partial(loaded.module.apply, train=False),
             loaded.variables,
-            found.train.images,
+            found.train,
             replace(found.config, augment=augment),
             rows=rows,
             count=protocol.lidar.views,
@@ -275,8 +273,8 @@ def _parts(protocol, workdir, part, loaded: Encoder, found: Inputs, *, apply=Non
     """Yields the features of a part of the data, kept in the workdir."""
     if _is_first():
         workdirs.write_config(workdir, protocol)
-    examples = getattr(found, part)
-    rows = found.kept if part == "train" else np.arange(len(examples.images))
+    images = getattr(found, part)
+    rows = found.kept if part == "train" else np.arange(len(images))
     variables = loaded.variables
     if apply is None:
 
@@ -290,7 +288,7 @@ def _parts(protocol, workdir, part, loaded: Encoder, found: Inputs, *, apply=Non
         yield from features.parts(
             apply,
             variables,
-            examples,
+            images,
             found.config.data,
             workdir / "features" / part,
             rows=rows,
@@ -331,7 +329,7 @@ def _finish(protocol, workdir, loaded, found, name, table, *, task="", notes=())
         protocol,
         table,
         data=data.dataset if data.name == "tfds" else data.path or data.name,
-        tested=len(found.test.images),
+        tested=len(found.test),
         step=loaded.step,
         published=results.published(task or protocol.task, loaded.module, found),
         notes=notes,

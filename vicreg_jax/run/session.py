@@ -195,7 +195,7 @@ class Session:
             job.make,
             spans(self.start, job.total, most=job.at_once, ends=ends),
             sharding=sharding.split(job.mesh),
-            seconds=getattr(job.images, "seconds", None),
+            seconds=job.images.seconds,
         )
         with ExitStack() as closing:
             recorder = Recorder(

@@ -6,43 +6,26 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from vicreg_jax import methods, models, optim, sharding
 from vicreg_jax.config import Config
-from vicreg_jax.data import plan, sources, views
-from vicreg_jax.data.encoded import Encoded
+from vicreg_jax.data import plan
+from vicreg_jax.data.augment import draw
+from vicreg_jax.data.source import Source, as_source
+from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.state import TrainState
 from vicreg_jax.weights import Encoder, part
 
 
-def examples(config: Config, source: Any) -> sources.Examples:
-    """Returns the training split, or what the user gives instead."""
-    if source is None:
-        return sources.load(config.data, seed=config.seed).train
-    if isinstance(source, sources.Examples):
-        return source
-    return sources.Examples(source, getattr(source, "labels", None))
-
-
-def check_images(images: Any, config: Config) -> None:
-    """Raises Refusal where the images are not what the config describes."""
-    if isinstance(images, Encoded):
-        images.broken_at_most = config.guard.broken_images
-        images.check()
-        return
-    sample = images[np.arange(1)]
-    shape, dtype = sample.shape, sample.dtype
-    channels = len(config.data.mean)
-    if len(shape) != 4 or shape[-1] != channels or dtype != np.uint8:
-        raise Refusal(
-            f"expected images of uint8 [n, h, w, {channels}], as config.data.mean has"
-            f" {channels} channel(s); got {dtype} {(len(images), *shape[1:])}"
-        )
+def images(config: Config, given: Any) -> Source:
+    """Returns the training images: the config's, or what the user gives instead."""
+    if given is not None:
+        return as_source(given)
+    return load_splits(config.data, seed=config.seed).train
 
 
 def optimizer(
@@ -129,7 +112,7 @@ def planner(config: Config, examples: int) -> plan.Planner:
         examples=examples,
         batch_size=config.data.batch_size,
         views=config.data.views,
-        numbers=views.NUMBERS,
+        numbers=draw.NUMBERS,
     )
 
 

@@ -15,26 +15,26 @@ from jax.sharding import Mesh
 
 from vicreg_jax import sharding
 from vicreg_jax.config import Config
-from vicreg_jax.data.encoded import Encoded
-from vicreg_jax.data.sources import Examples, count_classes
+from vicreg_jax.data.source import Source, count_classes
 from vicreg_jax.evaluate import heads, neighbours
 from vicreg_jax.evaluate.features import stream
 from vicreg_jax.evaluate.inputs import balanced
+from vicreg_jax.refusals import Refusal
 
 QUERIES, BANK, NEIGHBOURS = 10_000, 50_000, 20  # at most
 RATE, MOMENTUM = 0.1, 0.9  # of the probe
 MEMORY = 0.99  # a step is forgotten after about 100
 
 
-def check(examples: Examples, config: Config) -> None:
-    """Raises ValueError where the config asks to watch what has no labels."""
+def check(source: Source, config: Config) -> None:
+    """Raises Refusal where the config asks to watch what has no labels."""
     asked = [
         f"config.evaluate.{name}"
         for name in ("knn_epochs", "probe")
         if getattr(config.evaluate, name)
     ]
-    if asked and examples.labels is None:
-        raise ValueError(
+    if asked and source.labels is None:
+        raise Refusal(
             f"{' and '.join(asked)} need labels of the training images; there are none"
         )
 
@@ -43,13 +43,13 @@ class Probe:
     """A linear classifier with BatchNorm that learns on the representations of views.
 
     Args:
+      source: the training images, which have labels.
       width: of the representation.
-      labels: of the training images.
     """
 
-    def __init__(self, examples: Examples, *, width: int, mesh: Mesh, seed: int):
-        self._examples = examples
-        self._classes = count_classes(examples)
+    def __init__(self, source: Source, *, width: int, mesh: Mesh, seed: int):
+        self._source = source
+        self._classes = count_classes(source)
         self._width, self._seed = width, seed
         whole, split = sharding.whole(mesh), sharding.split(mesh)
         self.init = jax.jit(self._init, out_shardings=whole)
@@ -66,10 +66,8 @@ class Probe:
 
     def labels(self, indices: np.ndarray) -> np.ndarray:
         """Returns the labels of a step's images, of substitutes where files broke."""
-        images = self._examples.images
-        if isinstance(images, Encoded):
-            indices = images.chosen(indices)
-        return np.asarray(self._examples.labels[indices], np.int32)
+        indices = self._source.chosen(indices)
+        return np.asarray(self._source.labels[indices], np.int32)
 
     def _init(self):
         params, stats = heads.init(
@@ -111,29 +109,26 @@ class Probe:
 
 
 def nearest_neighbours(
-    encoder: nn.Module, examples: Examples, config: Config, mesh: Mesh
+    encoder: nn.Module, source: Source, config: Config, mesh: Mesh
 ) -> Callable[[Any], dict[str, float]]:
     """Returns a function: variables -> the k-NN accuracy of training images.
 
     A tenth of them, at most 10,000, are asked, and up to 50,000 others answer: the test
     images stay unseen.
     """
-    labels = np.asarray(examples.labels)
-    queries = balanced(labels, min(0.1, QUERIES / len(labels)), config.seed, purpose=5)
+    labels, seed = np.asarray(source.labels), config.seed
+    asked = min(0.1, QUERIES / len(labels))
+    queries = balanced(labels, asked, seed, purpose="knn_queries")
     others = np.setdiff1d(np.arange(len(labels)), queries)
     if not len(others):
-        raise ValueError(
-            "config.evaluate.knn_epochs needs two images or more of a class"
-        )
+        raise Refusal("config.evaluate.knn_epochs needs two images or more of a class")
     share = min(1.0, BANK / len(others))
-    bank = others[balanced(labels[others], share, config.seed, purpose=6)]
+    bank = others[balanced(labels[others], share, seed, purpose="knn_bank")]
     apply = partial(encoder.apply, train=False)
     classes = int(labels.max()) + 1
 
     def features(variables, rows):
-        parts = stream(
-            apply, variables, examples.images, config.data, rows=rows, mesh=mesh
-        )
+        parts = stream(apply, variables, source, config.data, rows=rows, mesh=mesh)
         return np.concatenate(list(parts))
 
     def accuracy(variables):

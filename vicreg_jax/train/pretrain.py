@@ -15,7 +15,6 @@ import optax
 from vicreg_jax import devices, metrics_file, sharding, workdirs
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches
-from vicreg_jax.data.sources import Examples
 from vicreg_jax.methods import Method
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.state import TrainState
@@ -56,9 +55,10 @@ def run(
         `module.apply(variables, images [n, h, w, c], train=bool)` -> [n, f].
       method: instead of config.method, a subclass of `methods.Method`, or any function
         (encoder, expander, weights) that returns such an object.
-      source: instead of config.data.name, training images: anything with a length that
-        an integer array indexes, `source[indices]` -> uint8 [b, h, w, c]; or
-        `sources.Examples` with labels, for what watches the run.
+      source: instead of config.data.name, training images: a `data.source.Source`,
+        such as `Arrays(images, labels)` with labels for what watches the run, or
+        anything with a length that an integer array indexes, `source[indices]` ->
+        uint8 [b, h, w, c].
       tx: instead of config.optimizer, any optax transformation.
 
     Raises:
@@ -95,11 +95,9 @@ class Pretraining(Job):
         self.method = build.method(config, encoder, method)
         self.config = config = replace(config, **build.names(self.method, method))
         width = build.check_encoder(self.method, config)
-        examples: Examples = build.examples(config, source)
-        self.images, self.mesh = examples.images, mesh
-        build.check_images(self.images, config)
-        batches.check(self.images, config)
-        online.check(examples, config)
+        self.images, self.mesh = build.images(config, source), mesh
+        self._batches = batches.Batches(self.images, config, mesh)
+        online.check(self.images, config)
         self._planner = build.planner(config, len(self.images))
         self.epoch = self._planner.steps_per_epoch
         self.total = config.epochs * self.epoch
@@ -113,35 +111,34 @@ class Pretraining(Job):
         self._probe = self._neighbours = None
         if config.evaluate.probe:
             self._probe = online.Probe(
-                examples, width=width, mesh=mesh, seed=config.seed
+                self.images, width=width, mesh=mesh, seed=config.seed
             )
         if config.evaluate.knn_epochs:
             self._neighbours = online.nearest_neighbours(
-                self.method.encoder, examples, config, mesh
+                self.method.encoder, self.images, config, mesh
             )
         init = build.initializer(self.method, tx, config)
         self.like, places = build.shapes(init, mesh, sharded=config.optimizer.sharded)
         self._init = jax.jit(init, out_shardings=places)
         if self._probe:
             self.like = self.like.replace(probe=self._probe.like)
-        self._render = batches.Renderer(self.images, config, mesh)
-        self._canvas = batches.canvas(self.images, config)
+        canvas = self._batches.canvas
         need = memory_estimate.estimate(
-            self.method, self.like, config, mesh.size, canvas=self._canvas
+            self.method, self.like, config, mesh.size, canvas=canvas
         )
         self.size = need.words
         self.warning = memory_estimate.check(need, memory_estimate.limit())
         # A CPU has nothing to gain from several at once, and compiles twice.
         alone = jax.default_backend() == "cpu" or self._probe is not None
-        self.at_once = AT_ONCE if self._render.held and not alone else 1
+        self.at_once = AT_ONCE if self._batches.held and not alone else 1
         self._step_fns = {
             count: make_train_step(
                 self.method,
                 tx,
                 mesh=mesh,
                 seed=config.seed,
-                render=self._render,
-                batch_sharding=self._render.sharding,
+                render=lambda batch: self._batches.render(*batch),
+                batch_sharding=self._batches.sharding,
                 state_sharding=places,
                 steps=count,
             )
@@ -157,17 +154,7 @@ class Pretraining(Job):
 
     def make(self, span):
         rows = sharding.rows(self.config.data.batch_size)
-        made = [
-            batches.batch(
-                self._planner,
-                self.images,
-                self.config,
-                step,
-                rows=rows,
-                canvas=self._canvas,
-            )
-            for step in span
-        ]
+        made = [self._batches.make(self._planner, step, rows) for step in span]
         batch = made[0]
         if len(made) > 1:
             batch = jax.tree.map(lambda *x: np.stack(x, axis=1), *made)
@@ -180,7 +167,7 @@ class Pretraining(Job):
         batch, labels = batch
         watch, state = state.probe, state.replace(probe=())  # no part of the training
         state, values, outputs = self._step_fns[count](
-            state, (self._render.resident(), batch)
+            state, (self._batches.resident(), batch)
         )
         if self._probe:
             watch, seen = self._probe.step(watch, outputs.representations, labels)
@@ -222,13 +209,13 @@ class Pretraining(Job):
         if jax.process_count() > 1:  # parts of the batch are elsewhere
             return ""
         batch, _ = batch
-        if np.ndim(batch[-1].flip) > 2:  # of several steps
+        if np.ndim(batch.parameters.flip) > 2:  # of several steps
             batch = jax.tree.map(lambda x: x[:, -1], batch)
         path = workdir / f"not_finite_{step}.npz"
-        parameters = {k: np.asarray(v) for k, v in batch[-1]._asdict().items()}
+        parameters = {k: np.asarray(v) for k, v in batch.parameters._asdict().items()}
         indices = self._planner(step - 1).indices
-        np.savez(path, indices=indices, images=np.asarray(batch[0]), **parameters)
-        views = self._render((self._render.resident(), batch))
+        np.savez(path, indices=indices, images=np.asarray(batch.images), **parameters)
+        views = self._batches.render(self._batches.resident(), batch)
         where = not_finite.explain(self.method, state.params, state.others(), views)
         return f"; first in {where}; {path} has the batch"
 

@@ -33,8 +33,10 @@ from pathlib import Path
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.data import encoded
-from vicreg_jax.data.records import Names, readers
+from vicreg_jax.data import image_files
+from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.sources.tfrecord import Names, readers
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
 
 FORMAT = 1
 INDEX, LABELS, DRAFT = "index.json", "labels.npy", "unfinished"
@@ -45,7 +47,7 @@ PATIENCE = 100  # seconds for a first answer from a bucket
 
 
 def prepare(
-    images: encoded.Encoded,
+    images: ImageFiles,
     out: str | os.PathLike,
     *,
     shards: int = 64,
@@ -53,7 +55,7 @@ def prepare(
     quality: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Writes a data set as ArrayRecord files, for `shards` to read.
+    """Writes a data set as ArrayRecord files, for `open_prepared` to read.
 
     Example i stays example i, except that images which cannot be decoded are left out
     and listed in index.json. The bytes written depend neither on the threads nor on
@@ -74,18 +76,18 @@ def prepare(
       progress: called with the number of images that are done and that there are.
 
     Raises:
-      ValueError: a setting is out of range, too many images are broken, or the folder
+      Refusal: a setting is out of range, too many images are broken, or the folder
         holds other things.
-      OSError: a file cannot be written, or another process is writing.
-      ModuleNotFoundError: array_record is not installed.
+      Unusable: a file cannot be written, or another process is writing.
+      NotInstalled: array_record is not installed.
     """
     if not (1 <= shards <= len(images) and shorter_side >= 0 and 0 <= quality <= 100):
-        raise ValueError(
+        raise Refusal(
             f"expected 1 to {len(images)} shards (as many as images), shorter_side >= 0"
             f" and quality 0 to 100; got {shards}, {shorter_side} and {quality}"
         )
     if re.match(r"\w{2,}:/", str(out)):  # a Path has lost the second slash
-        raise ValueError(
+        raise Refusal(
             f"prepared images are written into a folder on a disk; got {out}; then copy"
             " it: gcloud storage cp -r FOLDER gs://BUCKET"
         )
@@ -101,13 +103,13 @@ def prepare(
         return
     new = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     if not new and not draft.is_dir():
-        raise ValueError(f"{out} holds other things; name an empty or a new folder")
+        raise Refusal(f"{out} holds other things; name an empty or a new folder")
     draft.mkdir(parents=True, exist_ok=True)
     with _alone(draft):
         path = draft / "settings.json"
         if path.exists():
             _refuse_others(out, json.loads(path.read_text()), settings)
-        _put(draft, path, settings)
+        files.write_json(path, settings)
         entries = _write_shards(images, out, settings, progress)
         broken = [x for entry in entries for x in entry.pop("broken")]
         index = dict(format=FORMAT, examples=len(images) - len(broken))
@@ -119,22 +121,22 @@ def prepare(
             np.save(held := io.BytesIO(), kept.astype(np.int32))
             _put(draft, out / LABELS, held.getvalue())
             entries.append(_entry(out / LABELS, examples=0))
-        _put(draft, out / INDEX, index)
+        _put(draft, out / INDEX, json.dumps(index, indent=1))
     shutil.rmtree(draft)
 
 
-def shards(path: str | os.PathLike, *, threads: int | None = None) -> encoded.Encoded:
+def open_prepared(path: str | os.PathLike, *, threads: int | None = None) -> ImageFiles:
     """Returns the images of a folder that `prepare` made.
 
     Args:
       path: the folder, perhaps in a bucket: gs://...
-      threads: see `Encoded`; in a bucket 32 at least by default.
+      threads: see `ImageFiles`; in a bucket 32 at least by default.
 
     Raises:
-      FileNotFoundError: there is no such folder, or it is not finished or complete.
+      NotFound: there is no such folder, or it is not finished or complete.
       files.Unreachable: the bucket refuses, or does not answer.
-      ValueError: its format is unknown, or a file is cut short or damaged.
-      ModuleNotFoundError: array_record is not installed.
+      Unusable: its format is unknown, or a file is cut short or damaged.
+      NotInstalled: array_record is not installed.
     """
     root = files.folder(path)
     index = _index(root)
@@ -143,12 +145,12 @@ def shards(path: str | os.PathLike, *, threads: int | None = None) -> encoded.En
     if last["file"] == LABELS:
         held = files.read(f"{root}/{LABELS}")
         if zlib.crc32(held) != last["crc32"]:
-            raise ValueError(f"{root}/{LABELS} is damaged: its checksum is wrong")
+            raise Unusable(f"{root}/{LABELS} is damaged: its checksum is wrong")
         labels = np.load(io.BytesIO(held)).astype(int)
     examples = _Examples(root, index["files"])
     if files.in_bucket(root):
         examples.try_bucket()
-    return encoded.Encoded(
+    return ImageFiles(
         lambda i: examples[i][1],
         Names(examples.name, index["examples"]),
         labels=labels,
@@ -160,11 +162,18 @@ def shards(path: str | os.PathLike, *, threads: int | None = None) -> encoded.En
 def verify(path: str | os.PathLike) -> list[str]:
     """Returns the files that are missing or whose crc32 is wrong; reads all of them.
 
-    Raises: as `shards`, of the folder and its index.json.
+    Raises: as `open_prepared`, of the folder and its index.json.
     """
     root = files.folder(path)
+
+    def good(entry):
+        try:
+            return files.crc32(f"{root}/{entry['file']}") == entry["crc32"]
+        except FileNotFoundError:
+            return False
+
     entries = _index(root, sizes=False)["files"]
-    return [x["file"] for x in entries if _checksum(root, x["file"]) != x["crc32"]]
+    return [entry["file"] for entry in entries if not good(entry)]
 
 
 class _Examples:
@@ -272,7 +281,7 @@ def _write_shards(images, out, settings, progress):
             kept = len(spans[i]) - len(broken[known:])
             entries[i] = _entry(path, examples=kept) | dict(broken=broken[known:])
             os.replace(path, out / names[i])
-            _put(draft, notes[i], entries[i])
+            files.write_json(notes[i], entries[i])
     return entries
 
 
@@ -289,7 +298,7 @@ def _writer(path):
         yield writer
         writer.close()
     except RuntimeError as error:  # such as a full disk
-        raise OSError(f"{path} cannot be written: {error}") from error
+        raise Unusable(f"{path} cannot be written: {one_line(error)}") from error
 
 
 def _make(images, settings, index):
@@ -299,7 +308,7 @@ def _make(images, settings, index):
     name, quality = images.names[index], settings["quality"]
     try:
         data = images.read(index)
-        image = Image.open(io.BytesIO(data))
+        image = image_files.open_image(data)
         grey = Image.getmodebase(image.mode) == "L"
         image = image.convert("L" if grey else "RGB")  # decodes all of it
         shorter, wanted = min(image.size), settings["shorter_side"]
@@ -312,8 +321,7 @@ def _make(images, settings, index):
     except files.Unreachable:
         raise
     except Exception as error:  # whatever a damaged file makes Pillow raise
-        reason = f"{type(error).__name__}: {str(error).partition(' <_io.')[0]}"
-        return dict(index=index, name=name, reason=reason)
+        return dict(index=index, name=name, reason=image_files.reason_of(error))
     label = -1 if images.labels is None else int(images.labels[index])
     name = name.encode("utf-8", "surrogateescape")  # file names may be any bytes
     rest = HEAD.pack(0, label, len(name))[4:] + name + data
@@ -332,12 +340,12 @@ def _in_order(threads, function, items, *, ahead):
 
 
 def _refuse_many_broken(broken, n, notes):
-    if len(broken) < n and len(broken) <= max(1, encoded.BROKEN_AT_MOST * n):
+    if len(broken) < n and len(broken) <= max(1, image_files.BROKEN_AT_MOST * n):
         return
     for note in notes:  # once mended, these images are looked at again
         if note.exists() and json.loads(note.read_text())["broken"]:
             note.unlink()
-    raise ValueError(
+    raise Refusal(
         f"{len(broken)} of {n} images cannot be read, such as"
         f" {', '.join(x['name'] for x in broken[:3])}; mend or remove them"
     )
@@ -358,7 +366,7 @@ def _refuse_others(out, held, asked):
     keys = [key for key in held | asked if held.get(key) != asked.get(key)]
     if keys:
         other = (f"{key} {held.get(key)!r}, not {asked.get(key)!r}" for key in keys)
-        raise ValueError(
+        raise Refusal(
             f"{out} holds another preparation: {'; '.join(other)}; name another"
             " folder, or remove this one"
         )
@@ -373,7 +381,7 @@ def _alone(draft):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BlockingIOError(f"another process writes {draft.parent}") from error
+            raise Unusable(f"another process writes {draft.parent}") from error
         yield
 
 
@@ -381,7 +389,7 @@ def _index(root, *, sizes=True):
     """Returns index.json; its format is known and the files are of their sizes."""
     path = f"{root}/{INDEX}"
     if not files.in_bucket(root) and not os.path.isdir(root):
-        raise FileNotFoundError(f"data.path: there is no folder {root!r}")
+        raise NotFound(f"data.path: there is no folder {root!r}")
     try:
         held = files.read(path)
     except FileNotFoundError as error:
@@ -389,14 +397,14 @@ def _index(root, *, sizes=True):
         why = f"{root} is {state}: it has no {INDEX}"
         if files.in_bucket(root):
             why = f"{error}; expected a copy of what the task prepare wrote"
-        raise FileNotFoundError(f"data.path: {why}") from error
+        raise NotFound(f"data.path: {why}") from error
     try:
         index = json.loads(held)
         known = index["format"] == FORMAT
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+        raise Unusable(f"{path} is damaged: {error!r}") from error
     if not known:
-        raise ValueError(f"{path}: expected format {FORMAT}, got {index['format']}")
+        raise Unusable(f"{path}: expected format {FORMAT}, got {index['format']}")
     if sizes:
         wanted = [(f"{root}/{x['file']}", x["bytes"]) for x in index["files"]]
         with ThreadPoolExecutor(readers(root)) as threads:
@@ -408,7 +416,7 @@ def _entry(path, *, examples):
     """Returns what index.json says of a file, which is on the disk from then on."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-    checked = dict(bytes=_size(path), crc32=_checksum(path.parent, path.name))
+    checked = dict(bytes=_size(path), crc32=files.crc32(path))
     return dict(file=path.name, examples=examples) | checked
 
 
@@ -416,33 +424,15 @@ def _size(path):
     return path.stat().st_size if path.exists() else None
 
 
-def _checksum(root, name):
-    crc32 = 0
-    try:
-        for piece in files.pieces(f"{root}/{name}"):
-            crc32 = zlib.crc32(piece, crc32)
-    except FileNotFoundError:
-        return None
-    return crc32
-
-
 def _put(draft, path, data):
-    """Writes bytes, or JSON; the file is there either whole or not at all."""
-    if not isinstance(data, bytes):
-        data = json.dumps(data, indent=1).encode()
-    with open(draft / "next", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft / "next", path)
+    """Writes a file by way of the drafts, where what a stop leaves is removed later."""
+    files.write(draft / path.name, data)
+    os.replace(draft / path.name, path)
 
 
 def _array_record():
-    try:
-        from array_record.python import array_record_module
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error.name} is missing, which prepared images need; run: pip install"
-            ' "vicreg_jax[data]"'
-        ) from error
-    return array_record_module
+    return require(
+        "array_record.python.array_record_module",
+        "reading or writing prepared images",
+        install="vicreg_jax[data]",
+    )

@@ -7,7 +7,7 @@ arrays [n]. Every operation clips its result to [0, 1], as 8-bit images do.
 import jax
 import jax.numpy as jnp
 
-from vicreg_jax.data.views import Parameters, Policy
+from vicreg_jax.data.augment.draw import Parameters, Policy
 
 HIGHEST = jax.lax.Precision.HIGHEST
 ROUNDING = 1e-3  # lets a float32 that should be whole count as whole

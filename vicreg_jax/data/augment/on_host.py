@@ -1,9 +1,9 @@
-"""The twin of `pixels` for the host: one image at a time, no JAX, compiled by Numba.
+"""The twin of `on_device` for the host: one image at a time, no JAX, compiled by Numba.
 
 Its kernels leave Python's lock, so threads scale. Pictures are float32 [c, w, h] in
 [0, 1], a plane for each of one or three channels, turned so that resizing reads and
 writes rows; 8 bits come back at the end, rounded once. What each operation does, and
-from where it is, `pixels` says. They change the picture that they are given.
+from where it is, `on_device` says. They change the picture that they are given.
 """
 
 import functools
@@ -13,14 +13,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vicreg_jax.data.views import Parameters
+from vicreg_jax.data.augment.draw import Parameters
+from vicreg_jax.refusals import require
 
 # Plain Python numbers would make Numba compute in float64.
 ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX = (np.float32(i) for i in range(7))
 HALF, LEVELS, CIRCLE = np.float32(0.5), np.float32(255), np.float32(256)
 RED, GREEN, BLUE = np.float32(0.299), np.float32(0.587), np.float32(0.114)
 BRIGHT = np.float32(128 / 255)
-ROUNDING = np.float32(1e-3)  # as in `pixels`
+ROUNDING = np.float32(1e-3)  # as in `on_device`
 BLOCK = 16  # rows or columns that are turned at a time
 _lock = threading.Lock()
 
@@ -40,7 +41,7 @@ def crop_resize(
       flip: mirrors it left to right.
 
     Raises:
-      ModuleNotFoundError: Numba is not installed.
+      NotInstalled: Numba is not installed.
     """
     top, left, height, width = box.astype(int).tolist()
     reach = {"bicubic": 2, "bilinear": 1}[interpolation]
@@ -118,7 +119,7 @@ def compile() -> None:
     """Compiles everything, which takes seconds; else the first images would wait.
 
     Raises:
-      ModuleNotFoundError: Numba is not installed.
+      NotInstalled: Numba is not installed.
     """
     image = np.zeros((2, 2, 3), np.uint8)
     image.flags.writeable = False  # as Pillow's are
@@ -139,13 +140,7 @@ def _compiled(kernel: Callable) -> Callable:
 
 @functools.cache
 def _compile(kernel):
-    try:
-        import numba
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "augment.colour=host needs Numba, which is missing; run: pip install"
-            ' "vicreg_jax[data]"'
-        ) from error
+    numba = require("numba", "augment.colour=host", install="vicreg_jax[data]")
     return numba.njit(nogil=True, fastmath=True, error_model="numpy")(kernel)
 
 

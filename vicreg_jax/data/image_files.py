@@ -1,29 +1,37 @@
-"""Encoded images of any sizes: decoding and geometry on the host, by Pillow in threads.
+"""Image files of any sizes: decoding and geometry on the host, by Pillow in threads.
 
 Pillow's decoder and filters leave Python's lock, so threads scale; its results are what
-torchvision's crops are made of. Colours are left to the device, or to `host_pixels`.
+torchvision's crops are made of. Colours are left to the device, or to `on_host`.
 """
 
 import io
 import os
+import re
+import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.data import host_pixels, views
+from vicreg_jax.config import Config
+from vicreg_jax.data.augment import draw, on_host
+from vicreg_jax.data.source import How
+from vicreg_jax.refusals import Refusal, require
 
 CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
 BROKEN_AT_MOST = 0.01  # share of a data set; more than that is not an accident
+# Pillow reads more, some by other programs: PostScript by Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 
 
-class Encoded:
-    """JPEG, PNG or other images, as a source of views.
+class ImageFiles:
+    """JPEG, PNG or other images, as a `Source`.
 
     Args:
       read: index -> the bytes of an image; called from several threads.
@@ -31,13 +39,16 @@ class Encoded:
       labels: int [n], or None.
       classes: names of the labels.
       threads: that decode at once; by default as many as this process has cores.
+      skipped: reason -> how many files were passed over.
 
     `broken` holds index -> reason of images that could not be read, `seconds` the time
     that each stage has taken, over the number of threads.
 
     Raises:
-      ModuleNotFoundError: Pillow is not installed.
+      NotInstalled: Pillow is not installed.
     """
+
+    array = channels = None  # they become what is asked for
 
     def __init__(
         self,
@@ -47,15 +58,12 @@ class Encoded:
         labels: np.ndarray | None = None,
         classes: Sequence[str] = (),
         threads: int | None = None,
+        skipped: Mapping[str, int] | None = None,
     ):
-        try:
-            import PIL.Image
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "image files need Pillow, which is missing; run: pip install pillow"
-            ) from error
-        self._pil, self.read = PIL.Image, read
+        self._pil = _pillow()
+        self.read = read
         self.names, self.labels, self.classes = names, labels, classes
+        self.skipped = dict(skipped or {})
         self.broken: dict[int, str] = {}
         self.broken_at_most = BROKEN_AT_MOST
         self.seconds = dict.fromkeys(("read", "decode", "resize", "colour"), 0.0)
@@ -66,53 +74,101 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.names)
 
+    def check(self, config: Config) -> None:
+        """Raises Refusal where more than a quarter of some images are broken.
+
+        From then on the config's share of all images may be.
+        """
+        self.broken_at_most = config.guard.broken_images
+
+        def one(index):
+            try:
+                self.whole(index)
+            except files.Unreachable:
+                raise
+            except Exception as error:  # whatever a damaged file makes Pillow raise
+                self._note(index, error)
+
+        some = self._some()
+        list(self._threads.map(one, some))
+        if len(self.broken) > len(some) / 4:
+            self._refuse(len(some))
+
+    def how(self, config: Config, *, accelerator: bool) -> How:
+        """Returns how the config wants views of these images.
+
+        Decoding leaves the host more time if the accelerator does the resizing.
+        Rotation and shear would show what surrounds a crop, so their images are cropped
+        on the host.
+        """
+        data, policy = config.data, config.augment
+        turned, finished = policy.rotation or policy.shear, policy.colour == "host"
+        if finished and turned:
+            raise Refusal(
+                "config.augment.colour 'host' cannot rotate or shear; set both to 0, or"
+                " augment.colour=device"
+            )
+        if finished and data.resize == "device":
+            raise Refusal(
+                "config.augment.colour 'host' needs crops that are resized there too;"
+                " set data.resize=host, or augment.colour=device"
+            )
+        if turned and data.resize == "device":
+            raise Refusal(
+                "config.data.resize 'device' would show what surrounds a crop where"
+                " augment.rotation or augment.shear turns it; set data.resize=host"
+            )
+        size, channels = data.image_size, len(data.mean)
+        if finished:
+            return How("finished", size, channels)
+        free = accelerator and not turned and data.resize == "auto"
+        if free or data.resize == "device":
+            return How("whole", size, channels, self._canvas(data.views * size))
+        return How("crops", size, channels)
+
     def views(
         self,
         indices: np.ndarray,
         uniforms: np.ndarray,
-        policies: Sequence[views.Policy],
-        *,
-        size: int,
-        channels: int = 3,
-        canvas: int = 0,
-        colour: bool = False,
-    ) -> tuple[np.ndarray, views.Parameters]:
-        """Returns the crops, uint8 [b, v, size, size, c], and all parameters.
+        policies: Sequence[draw.Policy],
+        how: How,
+    ) -> tuple[np.ndarray, draw.Parameters]:
+        """Returns the images of a batch, see `batches.Batch`, and all parameters.
 
-        With colour, they are the finished views: flipped, jittered and so on.
-
-        With a canvas, returns uint8 [b, canvas, canvas, c] instead, one for all views
-        of an image: what their boxes cover, at its own resolution, the boxes moved
-        along. Cropping and resizing are then left to `pixels.render`. Where that does
-        not fit, the canvas holds the finished crops side by side.
+        Of the kind "whole" is a canvas for all views of an image: what their boxes
+        cover, at its own resolution, the boxes moved along. Where that does not fit,
+        the canvas holds the finished crops side by side.
 
         An image that cannot be read is replaced by the next that can and noted in
         `broken`.
 
         Args:
-          indices: int [b]; uniforms: float32 [b, v, views.NUMBERS]; policies: v.
-          size: height and width of a view.
-          canvas: 0, or height and width of a canvas, at least v * size.
-          colour: not together with a canvas.
+          indices: int [b]; uniforms: float32 [b, v, draw.NUMBERS]; policies: v.
+          how: its canvas, if there is one, is v * size at least.
 
         Raises:
-          ValueError: more than one in a hundred images are broken.
+          Refusal: too many images are broken.
           files.Unreachable: the images' bucket refuses, or does not answer.
-          ModuleNotFoundError: Numba is not installed, which colour needs.
+          NotInstalled: Numba is not installed, which finished views need.
         """
         indices = np.array(indices)
         b, v = uniforms.shape[:2]
-        shape = (b, canvas, canvas) if canvas else (b, v, size, size)
-        pictures = np.zeros((*shape, channels), np.uint8)
-        how = size, [policy.interpolation for policy in policies]
-        fill = self._fill_views if colour else self._fill_crops
-        fill = partial(self._fill_canvas if canvas else fill, *how)
+        canvas = (how.canvas, how.canvas)
+        shape = canvas if how.kind == "whole" else (v, how.size, how.size)
+        pictures = np.zeros((b, *shape, how.channels), np.uint8)
+        fill = dict(
+            whole=self._fill_canvas,
+            crops=self._fill_crops,
+            finished=self._fill_views,
+        )
+        filters = [policy.interpolation for policy in policies]
+        fill = partial(fill[how.kind], how.size, filters)
         parameters, rows = None, np.arange(b)
         while len(rows):
             images = list(self._threads.map(self._open, indices[rows].tolist()))
             sizes = np.array([im.size[::-1] if im else (1, 1) for im in images])
-            found = views.parameters(uniforms[rows], sizes, policies)
-            each = (views.Parameters(*row) for row in zip(*found, strict=True))
+            found = draw.parameters(uniforms[rows], sizes, policies)
+            each = (draw.Parameters(*row) for row in zip(*found, strict=True))
             outs = (pictures[row] for row in rows)
             jobs = indices[rows].tolist(), images, each, outs
             good = np.fromiter(self._threads.map(partial(self._cut, fill), *jobs), bool)
@@ -142,16 +198,16 @@ class Encoded:
         antialiased.
 
         Raises:
-          ValueError: an image cannot be read; a test leaves none out.
+          Refusal: an image cannot be read; a test leaves none out.
         """
 
         def one(index):
             try:
-                image = _converted(self._header(self.read(index)), channels)
+                image = _converted(open_image(self.read(index)), channels)
             except files.Unreachable:
                 raise
             except Exception as error:  # whatever a damaged file makes Pillow raise
-                raise ValueError(
+                raise Refusal(
                     f"{self.names[index]} cannot be read ({error}); mend or remove it"
                 ) from error
             width, height = image.size
@@ -164,39 +220,23 @@ class Encoded:
 
         return np.stack(list(self._threads.map(one, np.asarray(indices).tolist())))
 
-    def canvas(self, size: int) -> int:
+    def _canvas(self, least):
         """Returns a canvas that nine in ten of the images fit into, if that is small.
 
-        It has room for two finished views of this size. Judged by some of the headers.
+        It has room for the finished views, side by side. Judged by some of the headers.
         """
         images = list(self._threads.map(self._open, self._some()))
         sides = [max(image.size) for image in images if image]
         wanted = np.percentile(sides, 90) if sides else CANVAS_AT_MOST
         wanted = min(CANVAS_AT_MOST, 32 * int(np.ceil(wanted / 32)))
-        return max(2 * size, wanted)
-
-    def check(self) -> None:
-        """Raises ValueError where more than a quarter of some images are broken."""
-
-        def one(index):
-            try:
-                self.whole(index)
-            except files.Unreachable:
-                raise
-            except Exception as error:  # whatever a damaged file makes Pillow raise
-                self._note(index, error)
-
-        some = self._some()
-        list(self._threads.map(one, some))
-        if len(self.broken) > len(some) / 4:
-            self._refuse(len(some))
+        return max(least, wanted)
 
     def _some(self):
         return np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int).tolist()
 
     def whole(self, index: int, *, channels: int = 3) -> np.ndarray:
         """Returns an image as it is, uint8 [h, w, c]."""
-        image = _converted(self._header(self.read(index)), channels)
+        image = _converted(open_image(self.read(index)), channels)
         return np.asarray(image).reshape(*image.size[::-1], channels)
 
     def stack(self, *, channels: int = 3) -> np.ndarray:
@@ -207,24 +247,13 @@ class Encoded:
 
         return np.stack(list(self._threads.map(one, range(len(self)))))
 
-    def _header(self, data):
-        """Returns an image that is yet to be decoded, if it is of a sane size."""
-        image = self._pil.open(io.BytesIO(data))
-        most = self._pil.MAX_IMAGE_PIXELS
-        if most and image.width * image.height > most:
-            raise ValueError(
-                f"{image.width} x {image.height} pixels are more than the {most} that"
-                " Pillow takes for sane"
-            )
-        return image
-
     def _open(self, index):
         """Reads an image and its header, or notes that it is broken."""
         try:
             if index not in self.broken:
                 with self._timed("read"):
                     data = self.read(index)
-                return self._header(data)
+                return open_image(data)
         except files.Unreachable:  # to replace its images would change the training
             raise
         except Exception as error:  # whatever a damaged file makes Pillow raise
@@ -260,13 +289,13 @@ class Encoded:
         """Writes the finished views."""
         pixels = np.asarray(image).reshape(*image.size[::-1], out.shape[-1])
         for i, how in enumerate(filters):
-            one = views.Parameters(*(x[i] for x in view))
+            one = draw.Parameters(*(x[i] for x in view))
             with self._timed("resize"):
-                picture = host_pixels.crop_resize(
+                picture = on_host.crop_resize(
                     pixels, one.box, size=size, interpolation=how, flip=one.flip
                 )
             with self._timed("colour"):
-                host_pixels.finish(host_pixels.recolour(picture, one), out[i])
+                on_host.finish(on_host.recolour(picture, one), out[i])
 
     def _fill_canvas(self, size, filters, image, view, out):
         """Copies what the boxes cover; makes them boxes of the canvas."""
@@ -293,19 +322,60 @@ class Encoded:
         out[...] = np.asarray(crop).reshape(out.shape)
 
     def _note(self, index, error):
-        reason = str(error).partition(" <_io.")[0]
-        self.broken[index] = f"{type(error).__name__}: {reason}"
+        self.broken[index] = reason_of(error)
 
     def _refuse_many_broken(self):
-        if len(self.broken) > max(1, self.broken_at_most * len(self)):
+        allowed = max(1, self.broken_at_most * len(self))
+        if len(self.broken) > min(allowed, len(self) - 1):  # one has to stand for them
             self._refuse(len(self))
 
     def _refuse(self, tried):
         some = [f"{self.names[i]} ({self.broken[i]})" for i in sorted(self.broken)[:3]]
-        raise ValueError(
+        raise Refusal(
             f"{len(self.broken)} of {tried} images cannot be read, such as"
             f" {', '.join(some)}; mend or remove them"
         )
+
+
+def open_image(data: bytes) -> Any:
+    """Returns an image of Pillow's that is yet to be decoded, by its own decoders.
+
+    Raises:
+      Exception: whatever damaged bytes make Pillow raise; also for a size that is not
+        sane, and more than 8 bits per channel.
+    """
+    pil = _pillow()
+    image = pil.open(io.BytesIO(data), formats=FORMATS)
+    most = pil.MAX_IMAGE_PIXELS
+    if most and image.width * image.height > most:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are more than the {most} that"
+            " Pillow takes for sane"
+        )
+    # Pillow clips the pixels of some modes to 0..255, and cuts others to 8 bits.
+    deep = image.mode.startswith(("I", "F"))
+    if deep or any(re.search(";16[A-Z]", str(tile[3])) for tile in image.tile):
+        raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
+    return image
+
+
+def read_file(path: str) -> bytes:
+    """Returns the content of a file, which is no device and no pipe.
+
+    Raises:
+      OSError: there is no such file, or it cannot be read.
+      ValueError: it is no regular file.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("this is no regular file")
+        return file.read()
+
+
+def reason_of(error: Exception) -> str:
+    """Returns in a line why an image cannot be read."""
+    reason = str(error).partition(" <_io.")[0]
+    return f"{type(error).__name__}: {reason}"
 
 
 def cores() -> int:
@@ -315,9 +385,16 @@ def cores() -> int:
     return os.cpu_count()
 
 
+def _pillow():
+    return require("PIL.Image", "reading image files", install="pillow")
+
+
+def _without_waiting(path, flags):
+    """Opens a file; of a pipe, it would wait for somebody to write."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _converted(image, channels):
-    if image.mode.startswith(("I", "F")):  # Pillow would clip them to 0..255
-        raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
     mode = "L" if channels == 1 else "RGB"
     if image.mode != mode:
         return image.convert(mode)

@@ -1,0 +1,222 @@
+"""What a source of images is, whatever it reads; no randomness, no devices."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from vicreg_jax.config import Config
+from vicreg_jax.data.augment import draw
+from vicreg_jax.refusals import Refusal, one_line
+
+IN_MEMORY = 2**30  # bytes of images that are decoded once, and held by every device
+
+
+class How(NamedTuple):
+    """How a source gives views: what is left to the device."""
+
+    kind: str  # see `batches.Batch`
+    size: int  # height and width of a view
+    channels: int = 3
+    canvas: int = 0  # height and width of "whole" images of different sizes
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Images with all that training and evaluations ask of them.
+
+    `Arrays` and `image_files.ImageFiles` are the two there are.
+
+    Attributes:
+      labels: int [n], where there are any; indexed by integer arrays.
+      classes: names of the labels, perhaps none.
+      names: of the files; None where images have none.
+      array: all images, uint8 [n, h, w, c], where they are one array.
+      channels: of the images; None where they become what is asked for.
+      seconds: that each stage of reading has taken so far, by name.
+      broken: index -> reason of the images that could not be read so far.
+      skipped: reason -> how many files are no part of it.
+    """
+
+    labels: Any
+    classes: Sequence[str]
+    names: Sequence[str] | None
+    array: np.ndarray | None
+    channels: int | None
+    seconds: Mapping[str, float]
+    broken: Mapping[int, str]
+    skipped: Mapping[str, int]
+
+    def __len__(self) -> int: ...
+
+    def check(self, config: Config) -> None:
+        """Raises Refusal where some images are not what the config describes."""
+
+    def how(self, config: Config, *, accelerator: bool) -> How:
+        """Returns how the config wants the views of each image.
+
+        Args:
+          accelerator: whether the device has more time than the host.
+
+        Raises:
+          Refusal: these images do not allow it.
+        """
+
+    def views(
+        self,
+        indices: np.ndarray,
+        uniforms: np.ndarray,
+        policies: Sequence[draw.Policy],
+        how: How,
+    ) -> tuple[np.ndarray, draw.Parameters]:
+        """Returns the images of a batch, see `batches.Batch`, and what to do to them.
+
+        Args:
+          indices: int [b].
+          uniforms: float32 [b, v, draw.NUMBERS].
+          policies: one per view.
+        """
+
+    def chosen(self, indices: np.ndarray) -> np.ndarray:
+        """Returns which images stand for these, so far as some are broken: int [b]."""
+
+    def centres(
+        self, indices: np.ndarray, *, size: int, shorter: int, channels: int
+    ) -> np.ndarray:
+        """Returns images as an evaluation sees them, uint8 [b, h, w, c].
+
+        Args:
+          size, shorter: of images of any size, the side of the centre that is cut out
+            and the shorter side of the image before that. Others are as they are.
+
+        Raises:
+          Refusal: an image cannot be read; an evaluation leaves none out.
+        """
+
+
+class Splits(NamedTuple):
+    """Training split, and a test split where there is one."""
+
+    train: Source
+    test: Source | None
+
+
+class Arrays:
+    """Images of one size, whose pixels are there for the asking: a `Source`.
+
+    Args:
+      images: a NumPy array or memory map, uint8 [n, h, w, c]; or anything with a length
+        that an integer array indexes: images[indices] -> uint8 [b, h, w, c].
+      labels: int [n], or None.
+      classes: names of the labels.
+
+    Raises:
+      Refusal: images or labels are something else.
+    """
+
+    names = None
+
+    def __init__(
+        self,
+        images: Any,
+        labels: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
+    ):
+        self._images, self.classes = images, classes
+        self.array = images if isinstance(images, np.ndarray) else None
+        self.shape = _checked_shape(images)
+        self.channels = self.shape[-1]
+        self.labels = labels if labels is None else np.asarray(labels)
+        if labels is not None and (
+            self.labels.shape != self.shape[:1]
+            or not np.issubdtype(self.labels.dtype, np.integer)
+        ):
+            raise Refusal(
+                f"expected labels of int [{len(self)}]; got {self.labels.dtype}"
+                f" {self.labels.shape}"
+            )
+        self.seconds, self.broken, self.skipped = {}, {}, {}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def check(self, config: Config) -> None:
+        channels = len(config.data.mean)
+        if self.channels != channels:
+            raise Refusal(
+                f"expected images of uint8 [n, h, w, {channels}], as config.data.mean"
+                f" has {channels} channel(s); got uint8 {self.shape}"
+            )
+
+    def how(self, config: Config, *, accelerator: bool) -> How:
+        del accelerator  # the device crops in any case
+        if config.augment.colour == "host":
+            raise Refusal(
+                "config.augment.colour 'host' is for image files (data.name=folder,"
+                " prepared, tfrecord, or tfds of any sizes); data.name"
+                f" {config.data.name!r} gives arrays, whose colours the device changes"
+            )
+        held = self.array is not None and self.array.nbytes <= IN_MEMORY
+        kind = "held" if held else "whole"
+        return How(kind, config.data.image_size, self.channels)
+
+    def views(
+        self,
+        indices: np.ndarray,
+        uniforms: np.ndarray,
+        policies: Sequence[draw.Policy],
+        how: How,
+    ) -> tuple[np.ndarray, draw.Parameters]:
+        held = how.kind == "held"
+        images = indices.astype(np.int32) if held else self._images[indices]
+        sizes = np.array(self.shape[1:3])
+        return images, draw.parameters(uniforms, sizes, policies)
+
+    def chosen(self, indices: np.ndarray) -> np.ndarray:
+        return indices
+
+    def centres(
+        self, indices: np.ndarray, *, size: int, shorter: int, channels: int
+    ) -> np.ndarray:
+        del size, shorter, channels
+        return self._images[indices]
+
+
+def as_source(given: Any) -> Source:
+    """Returns a source: the one given, or an array or whatever can be indexed as one.
+
+    Labels and classes are those that it has as attributes.
+
+    Raises:
+      Refusal: it is neither.
+    """
+    if isinstance(given, Source):
+        return given
+    labels, classes = getattr(given, "labels", None), getattr(given, "classes", ())
+    return Arrays(given, labels, classes=classes)
+
+
+def count_classes(source: Source) -> int:
+    """Returns how many classes the labels have, the empty ones of a folder too."""
+    return len(source.classes) or int(np.asarray(source.labels).max()) + 1
+
+
+def _checked_shape(images):
+    """Returns (n, h, w, c) of what gives uint8 [b, h, w, c] for indices [b]."""
+    kind = type(images).__name__
+    expected = (
+        "expected images of uint8 [n, h, w, c]: a NumPy array, or what has a length and"
+        " is indexed by an array of integers"
+    )
+    try:
+        count = len(images)
+        if not count:
+            raise Refusal(f"there are no images in the {kind}; {expected}")
+        sample = images[np.arange(1)]
+        dtype, shape = sample.dtype, (count, *sample.shape[1:])
+    except (TypeError, AttributeError, KeyError) as error:
+        raise Refusal(f"{expected}; got a {kind}: {one_line(error)}") from error
+    if len(shape) != 4 or dtype != np.uint8 or 0 in shape:
+        raise Refusal(f"{expected}; got {dtype} {shape}")
+    return shape

@@ -1,0 +1,1 @@
+"""Where images come from: each module opens one kind of data as a `Source`."""

@@ -1,0 +1,52 @@
+"""Arrays of an .npz file as sources; it runs no code that such a file may hold."""
+
+from pathlib import Path
+
+import numpy as np
+
+from vicreg_jax.data.source import Arrays, Splits
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line
+
+
+def open_arrays(path: str) -> Splits:
+    """Returns the arrays of an .npz file.
+
+    The file holds `images`, uint8 [n, h, w] or [n, h, w, c], optionally `labels`, int
+    [n], and optionally `test_images` and `test_labels`.
+
+    Raises:
+      NotFound: there is no such file.
+      Unusable: it is no .npz file.
+      Refusal: it lacks `images`, or has other shapes or types.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise NotFound(f"data.path: there is no file {str(path)!r}")
+    try:
+        with open(path, "rb") as raw, np.lib.npyio.NpzFile(raw) as file:
+            held = {name: file[name] for name in file.files}
+    except Exception as error:  # whatever a damaged file makes zipfile or NumPy raise
+        raise Unusable(
+            f"{path} is not a readable .npz file: {one_line(error)}"
+        ) from error
+    if "images" not in held:
+        raise Refusal(
+            f"{path} holds {', '.join(held) or 'nothing'}; expected an array 'images'"
+        )
+    train = _arrays(path, held["images"], held.get("labels"))
+    if "test_images" not in held:
+        return Splits(train, None)
+    return Splits(train, _arrays(path, held["test_images"], held.get("test_labels")))
+
+
+def _arrays(path, images, labels):
+    images = images[..., None] if images.ndim == 3 else images
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise Refusal(
+            f"{path}: expected images of uint8 [n, h, w] or [n, h, w, 1 or 3]; got"
+            f" {images.dtype} {images.shape}"
+        )
+    try:
+        return Arrays(images, labels)
+    except Refusal as error:
+        raise Refusal(f"{path}: {error}") from error

@@ -1,0 +1,68 @@
+"""From the names in a config to sources; it reads no image itself."""
+
+from vicreg_jax import files
+from vicreg_jax.config import Data
+from vicreg_jax.data.source import Arrays, Splits
+from vicreg_jax.data.sources.arrays import open_arrays
+from vicreg_jax.data.sources.digits import load_digits
+from vicreg_jax.data.sources.fake import Noise
+from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.prepared import open_prepared
+from vicreg_jax.data.sources.tfds import open_tfds
+from vicreg_jax.data.sources.tfrecord import open_tfrecords
+from vicreg_jax.refusals import Refusal
+
+# Sources of image files, each a function of a path.
+FILES = {"folder": open_folder, "prepared": open_prepared, "tfrecord": open_tfrecords}
+LOCAL = ("arrays", "folder")  # are read from a disk alone
+
+
+def load_splits(
+    data: Data, *, seed: int, test_path: str = "", test_split: str = ""
+) -> Splits:
+    """Returns the splits that `config.data` names.
+
+    Args:
+      seed: of fake images.
+      test_path: where the test images are that lie apart: of a folder, of prepared
+        images, of TFRecords.
+      test_split: of tfds; see `open_tfds`.
+
+    Raises:
+      Refusal: there is no such data, it is in a bucket and should not be, or the
+        classes of the test images are others.
+    """
+    for path in (data.path, test_path) if data.name in LOCAL else ():
+        if files.in_bucket(path):
+            raise Refusal(
+                f"{path}: data.name={data.name} is read from a disk; from a bucket are"
+                " read prepared (see the task prepare), tfrecord and tfds"
+            )
+    if data.name == "digits":
+        return load_digits(validation=data.validation)
+    if data.name == "arrays":
+        return open_arrays(data.path)
+    if data.name in FILES:
+        train = FILES[data.name](data.path)
+        if not test_path:
+            return Splits(train, None)
+        test = FILES[data.name](test_path)
+        if list(test.classes) != list(train.classes):
+            different = sorted({*test.classes} ^ {*train.classes})[:3]
+            raise Refusal(
+                f"{test_path} has {len(test.classes)} classes, {data.path} has"
+                f" {len(train.classes)}; expected the same (not in both:"
+                f" {', '.join(different)})"
+            )
+        return Splits(train, test)
+    if data.name == "tfds":
+        return open_tfds(
+            data.dataset, split=data.split, data_dir=data.path, test_split=test_split
+        )
+    noise = Noise(
+        examples=10 * data.batch_size,
+        image_size=data.image_size,
+        channels=len(data.mean),
+        seed=seed,
+    )
+    return Splits(Arrays(noise), None)

@@ -1,0 +1,214 @@
+"""TFRecord files with random access to their images, without TensorFlow."""
+
+import os
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from vicreg_jax import files
+from vicreg_jax.data.image_files import ImageFiles, cores
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, require
+
+IMAGE_KEYS = ("image/encoded", "image")  # of the usual ImageNet TFRecords, and of tfds
+LABEL_KEYS = ("image/class/label", "label")
+WAITING = 32  # threads at least that read from a bucket, where they mostly wait
+
+
+class Records:
+    """The records of TFRecord files in order, as a sequence of bytes.
+
+    The format has no index. Here one is made by reading where each record ends, so that
+    a step can have any records it wants, in files that were made for streaming.
+
+    Args:
+      parts: (path, first record, number of records or -1 for all others) each.
+
+    Raises:
+      NotFound: there is no such file.
+      files.Unreachable: the bucket of a file refuses, or does not answer.
+      Refusal: a file is no TFRecord file, or is cut short.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, int, int]]):
+        self._paths = [path for path, _, _ in parts]
+        with ThreadPoolExecutor(readers(self._paths[0])) as threads:
+            found = list(threads.map(_index, self._paths))
+        kept = [
+            index[skip : len(index) if take < 0 else skip + take]
+            for index, (_, skip, take) in zip(found, parts, strict=True)
+        ]
+        self._where = np.concatenate(kept)
+        self._file = np.repeat(np.arange(len(kept)), [len(index) for index in kept])
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, index: int) -> bytes:
+        start, length = self._where[index].tolist()
+        return files.read(self._paths[self._file[index]], start, length)
+
+    def name(self, index: int) -> str:
+        return f"{self._paths[self._file[index]]}@{self._where[index][0]}"
+
+
+def readers(path: str | os.PathLike) -> int:
+    """Returns how many threads are to read where this file or folder is."""
+    return max(cores(), WAITING) if files.in_bucket(path) else cores()
+
+
+class Names(Sequence):
+    """Names that are made when they are asked for."""
+
+    def __init__(self, make, length):
+        self._make, self._length = make, length
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, index):
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        return self._make(index)
+
+
+class Labels(Sequence):
+    """Labels that are read when they are asked for: a record each, image and all."""
+
+    def __init__(self, read, length, threads):
+        self._read, self._length, self._threads = read, length, threads
+
+    def __len__(self):
+        return self._length
+
+    def __getitem__(self, index):
+        if np.ndim(index):
+            with ThreadPoolExecutor(self._threads) as threads:
+                found = list(threads.map(self._read, np.asarray(index).tolist()))
+            return np.array(found, np.int64)
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        return self._read(index)
+
+    def __array__(self, dtype=None, copy=None):
+        return self[np.arange(self._length)].astype(dtype or np.int64)
+
+
+def open_tfrecords(pattern: str) -> ImageFiles:
+    """Returns the images of TFRecord files, in the order of the file names.
+
+    Args:
+      pattern: such as DIR/train-* or gs://BUCKET/DIR/train-*; the records are
+        tf.train.Examples with an encoded image named image/encoded or image, and
+        perhaps a label from 0 on, named image/class/label or label.
+
+    Raises:
+      NotFound: no file matches.
+      files.Unreachable: the bucket refuses, or does not answer.
+      Refusal: no TFRecord file, or no such image in the first record.
+    """
+    paths = files.matching(pattern)
+    if not paths:
+        why = ", or there is no such bucket" if files.in_bucket(pattern) else ""
+        raise NotFound(
+            f"data.path: no file matches {pattern!r}{why}; expected files, such as"
+            " DIR/train-* or gs://BUCKET/DIR/train-*"
+        )
+    if os.path.isdir(paths[0]):
+        raise Refusal(
+            f"data.path: {paths[0]} is a folder; give the files, such as"
+            f" {os.path.join(paths[0], '*')}"
+        )
+    odd = [x for x in paths if not (files.in_bucket(x) or os.path.isfile(x))]
+    if odd:  # a pipe would keep whoever reads it waiting
+        raise Refusal(f"data.path: {odd[0]} is no regular file; give those alone")
+    records = Records([(path, 0, -1) for path in paths])
+    if not len(records):
+        raise Refusal(f"{pattern!r}: the {len(paths)} file(s) hold no record")
+    example = example_parser()
+    try:
+        found = example(records[0])
+    except Exception as error:  # protobuf's own
+        raise Unusable(f"{paths[0]}: a record is no tf.train.Example") from error
+    key = next((key for key in IMAGE_KEYS if key in found), None)
+    if key is None:
+        raise Refusal(
+            f"{paths[0]}: expected an image named {' or '.join(IMAGE_KEYS)} in each"
+            f" record; the first has {', '.join(sorted(found)) or 'nothing'}"
+        )
+    label = next((key for key in LABEL_KEYS if key in found), None)
+
+    def read_label(index):
+        try:
+            return example(records[index])[label].int64_list.value[0]
+        except (KeyError, IndexError) as error:
+            raise Unusable(f"{records.name(index)} has no {label}") from error
+
+    return ImageFiles(
+        lambda i: example(records[i])[key].bytes_list.value[0],
+        Names(records.name, len(records)),
+        labels=Labels(read_label, len(records), readers(pattern)) if label else None,
+        threads=readers(pattern),
+    )
+
+
+def example_parser():
+    """Returns a function: the bytes of a tf.train.Example -> its features by name.
+
+    With protobuf alone: TensorFlow would take seconds to import, and a GPU.
+    """
+    require("google.protobuf", "reading TFRecords", install="vicreg_jax[data]")
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", syntax="proto3")
+    many, one = 3, 1  # LABEL_REPEATED, LABEL_OPTIONAL
+    text, message, raw, integer, real = 9, 11, 12, 3, 2  # TYPE_STRING and so on
+    for name, fields in {
+        "BytesList": [("value", many, raw, "")],
+        "FloatList": [("value", many, real, "")],
+        "Int64List": [("value", many, integer, "")],
+        "Feature": [
+            ("bytes_list", one, message, ".BytesList"),
+            ("float_list", one, message, ".FloatList"),
+            ("int64_list", one, message, ".Int64List"),
+        ],
+        # What a map is on the wire.
+        "Entry": [("key", one, text, ""), ("value", one, message, ".Feature")],
+        "Features": [("feature", many, message, ".Entry")],
+        "Example": [("features", one, message, ".Features")],
+    }.items():
+        kind = file.message_type.add(name=name)
+        for number, (field, label, type_, type_name) in enumerate(fields, 1):
+            kind.field.add(name=field, number=number, label=label, type=type_)
+            if type_name:
+                kind.field[-1].type_name = type_name
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    example = message_factory.GetMessageClass(pool.FindMessageTypeByName("Example"))
+
+    def parse(record):
+        entries = example.FromString(record).features.feature
+        return {entry.key: entry.value for entry in entries}
+
+    return parse
+
+
+def _index(path):
+    """Returns int64 [records, 2]: where each record starts, and its length in bytes.
+
+    A record is its length (8 bytes), a checksum (4), the data, and a checksum (4).
+    """
+    found, position = [], 0
+    with files.opened(path) as read:
+        while len(header := read(8, position)) == 8:
+            length = struct.unpack("<Q", header)[0]
+            if length > 2**40:  # is no length
+                break
+            found.append((position + 12, length))
+            position += length + 16
+        if header or (position and not read(1, position - 1)):
+            raise Unusable(
+                f"{path} is cut short, or is no (uncompressed) TFRecord file"
+            )
+    return np.array(found, np.int64).reshape(-1, 2)
