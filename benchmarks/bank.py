@@ -24,7 +24,8 @@ import jax.numpy as jnp
 
 from benchmarks.machine import processor
 from vicreg_jax import config as configs
-from vicreg_jax import models, protocol
+from vicreg_jax import models
+from vicreg_jax.config import evaluation
 from vicreg_jax.evaluate import supervised
 
 STEPS = 5
@@ -41,7 +42,7 @@ def turns(heads: int, classes: int):
         jax.random.key(1), images[:2], train=False
     )
     rates = tuple(0.01 * 2**i for i in range(heads))
-    given = protocol.parse(
+    given = evaluation.parse(
         dict(task="linear", checkpoint="run", head=dict(rates=rates))
     )
     model = supervised.Frozen(given, encoder, classes, 100)

@@ -8,7 +8,8 @@ import sys
 import ml_collections
 import pytest
 
-from vicreg_jax import config, fields
+from vicreg_jax import config
+from vicreg_jax.config import fields
 from vicreg_jax.refusals import Refusal
 
 FIELDS = list(fields.names(config.Config))

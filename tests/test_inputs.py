@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vicreg_jax import config as configs
-from vicreg_jax import protocol as protocols
+from vicreg_jax.config import evaluation as protocols
 from vicreg_jax.evaluate.inputs import balanced, held_out, inputs, listed, need_labels
 
 RUN = configs.parse(

@@ -11,7 +11,8 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from test_main import DIGITS, ROOT, TINY, lines, main
 
-from vicreg_jax import convert, loading, models, protocol
+from vicreg_jax import convert, loading, models
+from vicreg_jax.config import evaluation
 from vicreg_jax.data.sources.digits import load_digits
 from vicreg_jax.evaluate import encode, tasks
 
@@ -247,7 +248,7 @@ def test_small_images_are_not_enlarged_for_want_of_their_size(tmp_path):
     files.save_file(convert.to_torch(zeros), tmp_path / "encoder.safetensors")
     given = dict(task="knn", checkpoint=str(tmp_path / "encoder.safetensors"))
     with pytest.raises(ValueError, match="stem 'cifar' is for small ones; give config"):
-        tasks.run(protocol.parse(given), tmp_path / "out", name="knn")
+        tasks.run(evaluation.parse(given), tmp_path / "out", name="knn")
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vicreg_jax import config as configs
 from vicreg_jax import models, sharding
-from vicreg_jax import protocol as protocols
+from vicreg_jax.config import evaluation as protocols
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import How

@@ -4,14 +4,15 @@ from dataclasses import asdict
 
 import pytest
 
-from vicreg_jax import protocol, recipes
+from vicreg_jax import recipes
+from vicreg_jax.config import evaluation
 from vicreg_jax.evaluate import tasks
 from vicreg_jax.refusals import Refusal
 
 
 def test_every_task_is_one_that_the_program_does():
     elsewhere = {"export", "report"}  # of main
-    assert set(protocol.READS) == set(tasks.TASKS) | elsewhere
+    assert set(evaluation.READS) == set(tasks.TASKS) | elsewhere
 
 
 # arXiv:2105.04906, appendix D
@@ -74,13 +75,13 @@ BAD = [
 @pytest.mark.parametrize("given, message", BAD, ids=lambda x: str(x)[:40])
 def test_an_impossible_value_is_refused_in_one_line(given, message):
     with pytest.raises(Refusal) as error:
-        protocol.parse(dict(task="linear", checkpoint="run") | given)
+        evaluation.parse(dict(task="linear", checkpoint="run") | given)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_another_evaluation_is_told_apart():
-    old = protocol.parse(dict(checkpoint="a"))
-    new = protocol.parse(dict(checkpoint="b", knn=dict(temperature=0.1)))
+    old = evaluation.parse(dict(checkpoint="a"))
+    new = evaluation.parse(dict(checkpoint="b", knn=dict(temperature=0.1)))
     assert old.differences(new) == [
         "checkpoint was a, is b",
         "knn.temperature was 0.07, is 0.1",

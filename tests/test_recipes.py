@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vicreg_jax import config, fields, protocol, recipes, usage
+from vicreg_jax import config, recipes, usage
+from vicreg_jax.config import evaluation, fields
 from vicreg_jax.main import sort
 from vicreg_jax.refusals import NotFound, Refusal
 
@@ -21,7 +22,7 @@ def command_line(*words):
 
 def complete(given):
     """The config with the path or checkpoint that its user would give."""
-    if isinstance(given, protocol.Evaluation):
+    if isinstance(given, evaluation.Evaluation):
         return fields.build(type(given), asdict(given) | {"checkpoint": "run"})
     assert given.data.path == ""
     path = "somewhere" if given.data.name in config.NEEDS_PATH else ""

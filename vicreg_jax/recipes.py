@@ -13,9 +13,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import vicreg_jax
-from vicreg_jax import fields, methods
-from vicreg_jax.config import Config
-from vicreg_jax.protocol import READS, Evaluation
+from vicreg_jax import methods
+from vicreg_jax.config import Config, fields
+from vicreg_jax.config.evaluation import READS, Evaluation
 from vicreg_jax.refusals import NotFound, Refusal, one_line
 
 # In an installed package they are in it, in a checkout beside it.

@@ -11,8 +11,7 @@ from typing import Any
 import jax
 
 from vicreg_jax import files, json_lines
-from vicreg_jax.config import Config
-from vicreg_jax.protocol import Evaluation
+from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.refusals import Refusal, Unusable, one_line
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vicreg_jax.protocol import Head
+from vicreg_jax.config.evaluation import Head
 
 EPS, DECAY = 1e-5, 0.9  # of BatchNorm, as in PyTorch
 

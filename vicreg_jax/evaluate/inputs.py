@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data, Guard
+from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data, Evaluation, Guard
 from vicreg_jax.data import plan
 from vicreg_jax.data.image_files import ImageFiles, read_file
 from vicreg_jax.data.source import Source, count_classes
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate.multilabel import read_multilabel
-from vicreg_jax.protocol import Evaluation
 from vicreg_jax.refusals import Refusal
 
 # Of encoders that no run of ours has trained.

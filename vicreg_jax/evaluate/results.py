@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vicreg_jax import files, models
+from vicreg_jax.config import Evaluation
 from vicreg_jax.evaluate.inputs import Inputs
-from vicreg_jax.protocol import Evaluation
 from vicreg_jax.uncertainty import interval
 
 # Of VICReg on ImageNet by encoder and width, in per cent. Source: arXiv:2105.04906,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from vicreg_jax import devices, files, loading, weights, workdirs
-from vicreg_jax.config import Augment
+from vicreg_jax.config import Augment, Evaluation
 from vicreg_jax.data import plan
 from vicreg_jax.evaluate import (
     diagnostics,
@@ -34,7 +34,6 @@ from vicreg_jax.evaluate.inputs import (
     multilabel_inputs,
     need_labels,
 )
-from vicreg_jax.protocol import Evaluation
 from vicreg_jax.weights import Encoder
 
 DIAGNOSED = 25_600  # images at most, as many as RankMe's authors take

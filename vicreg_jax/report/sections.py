@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vicreg_jax import fields, methods
-from vicreg_jax.config import Config
+from vicreg_jax import methods
+from vicreg_jax.config import Config, fields
 from vicreg_jax.methods import health
 from vicreg_jax.report import charts
 from vicreg_jax.report import map as maps

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vicreg_jax import devices, fields, files, processes, progress, sharding, workdirs
+from vicreg_jax import devices, files, processes, progress, sharding, workdirs
 from vicreg_jax.checkpoint import Checkpoints
+from vicreg_jax.config import fields
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.refusals import Diverged, Refusal
 from vicreg_jax.run.recorder import Recorder

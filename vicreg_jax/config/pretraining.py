@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from vicreg_jax.fields import (
+from vicreg_jax.config.fields import (
     Finite,
     Limit,
     NotNegative,

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from vicreg_jax.config import Crop, Guard, Interpolation, Where
-from vicreg_jax.fields import (
+from vicreg_jax.config.fields import (
     Distinct,
     Limit,
     NotNegative,
@@ -19,6 +18,7 @@ from vicreg_jax.fields import (
     at_least,
     below,
 )
+from vicreg_jax.config.pretraining import Crop, Guard, Interpolation, Where
 
 Source = Literal[
     "", "folder", "prepared", "tfds", "tfrecord", "arrays", "digits", "voc"

@@ -1,0 +1,35 @@
+"""What a run or an evaluation is told: fields with their limits; no behaviour."""
+
+from vicreg_jax.config.evaluation import Evaluation
+from vicreg_jax.config.pretraining import (
+    NEEDS_PATH,
+    Augment,
+    Config,
+    Crop,
+    Data,
+    Evaluate,
+    Every,
+    Guard,
+    Model,
+    Optimizer,
+    Prepare,
+    Where,
+    parse,
+)
+
+__all__ = [
+    "NEEDS_PATH",
+    "Augment",
+    "Config",
+    "Crop",
+    "Data",
+    "Evaluate",
+    "Evaluation",
+    "Every",
+    "Guard",
+    "Model",
+    "Optimizer",
+    "Prepare",
+    "Where",
+    "parse",
+]
