@@ -31,7 +31,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from benchmarks.machine import processor  # noqa: E402
-from vicreg_jax import losses, sharding  # noqa: E402
+from vicreg_jax import losses  # noqa: E402
+from vicreg_jax.devices import sharding  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "covariance.json"
 ROWS, DIMENSIONS = (64, 256, 1024, 4096), (512, 2048, 8192)

@@ -51,7 +51,7 @@ import numpy as np  # noqa: E402
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps  # noqa: E402
 
 from vicreg_jax import config as configs  # noqa: E402
-from vicreg_jax import sharding, train  # noqa: E402
+from vicreg_jax import train  # noqa: E402
 from vicreg_jax.data import batches, plan  # noqa: E402
 from vicreg_jax.data.augment import draw  # noqa: E402
 from vicreg_jax.data.image_files import ImageFiles  # noqa: E402
@@ -60,6 +60,7 @@ from vicreg_jax.data.sources.arrays import open_arrays  # noqa: E402
 from vicreg_jax.data.sources.folder import open_folder  # noqa: E402
 from vicreg_jax.data.sources.prepared import INDEX, open_prepared  # noqa: E402
 from vicreg_jax.data.sources.tfrecord import Names  # noqa: E402
+from vicreg_jax.devices import sharding  # noqa: E402
 
 IMAGES, BATCH, BATCH_OF_ARRAYS = 128, 64, 512
 LOOP, WARM = 50, 10  # steps, and those of them that are not counted

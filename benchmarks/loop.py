@@ -37,11 +37,12 @@ import numpy as np
 
 from benchmarks.machine import processor
 from vicreg_jax import config as configs
-from vicreg_jax import devices, sharding, train
+from vicreg_jax import devices, train
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import Arrays
 from vicreg_jax.data.sources.fake import Noise
+from vicreg_jax.devices import sharding
 from vicreg_jax.train import build
 
 LOG = 20  # steps between two lines of metrics, and those that are not counted

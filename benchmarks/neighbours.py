@@ -30,7 +30,7 @@ import sklearn  # noqa: E402
 from sklearn.neighbors import NearestNeighbors  # noqa: E402
 
 from benchmarks.machine import processor  # noqa: E402
-from vicreg_jax import sharding  # noqa: E402
+from vicreg_jax.devices import sharding  # noqa: E402
 from vicreg_jax.evaluate import neighbours  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "neighbours.json"

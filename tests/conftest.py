@@ -23,6 +23,6 @@ def float64():
 
 @pytest.fixture
 def mesh():
-    from vicreg_jax import sharding
+    from vicreg_jax.devices import sharding
 
     return sharding.data_mesh()

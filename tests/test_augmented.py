@@ -6,12 +6,12 @@ import pytest
 from PIL import Image
 
 from vicreg_jax import config as configs
-from vicreg_jax import sharding
 from vicreg_jax.data import plan
 from vicreg_jax.data.augment import draw, on_device
 from vicreg_jax.data.batches import policies
 from vicreg_jax.data.source import as_source
 from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate.augmented import augmented
 
 N, SIZE = 150, 8  # more images than a batch of 128 has

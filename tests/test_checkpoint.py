@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_main import environment
 
-from vicreg_jax import loading, processes, sharding, train
+from vicreg_jax import loading, train
 from vicreg_jax.checkpoint import Checkpoints
+from vicreg_jax.devices import processes, sharding
 
 
 def tree(scale=1.0):
@@ -164,7 +165,8 @@ PROCESS = """if True:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, own)
     from pathlib import Path
-    from vicreg_jax import processes, sharding, store
+    from vicreg_jax.devices import processes, sharding
+    from vicreg_jax import store
     from vicreg_jax.checkpoint import Checkpoints
 
     mesh = sharding.data_mesh()

@@ -9,10 +9,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from vicreg_jax import config as configs
-from vicreg_jax import recipes, sharding, train
+from vicreg_jax import recipes, train
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import Arrays
+from vicreg_jax.devices import sharding
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.train import build
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vicreg_jax import convert, methods, models, optim, sharding, train
+from vicreg_jax import convert, methods, models, optim, train
+from vicreg_jax.devices import sharding
 from vicreg_jax.state import TrainState
 
 GOLDEN = Path(__file__).parent / "golden"

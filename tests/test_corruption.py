@@ -297,7 +297,7 @@ HALF = """if True:
     folder, port, own, failing = sys.argv[1], *map(int, sys.argv[2:])
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, own)
-    from vicreg_jax import sharding
+    from vicreg_jax.devices import sharding
     from vicreg_jax.checkpoint import Checkpoints
 
     split = sharding.split(sharding.data_mesh())

@@ -13,13 +13,15 @@ import pytest
 from test_launchers import TPU, by_hand, mpirun
 from test_main import environment
 
-from vicreg_jax import devices, distributed, launchers
+from vicreg_jax import devices
+from vicreg_jax.devices import distributed, launchers
 from vicreg_jax.refusals import Refusal
 
 # Joins, adds over all devices of all processes, and says what it saw.
 PROGRAM = """if True:
     import json, sys
-    from vicreg_jax import distributed, main  # importing main starts no device
+    from vicreg_jax.devices import distributed  # importing main starts no device
+    from vicreg_jax import main  # importing main starts no device
 
     try:
         joined = distributed.start(initialization_timeout=int(sys.argv[1]))
@@ -28,7 +30,7 @@ PROGRAM = """if True:
         sys.exit(2)
     import jax, jax.numpy as jnp, numpy as np
     from jax.experimental import multihost_utils
-    from vicreg_jax import sharding
+    from vicreg_jax.devices import sharding
 
     process = jax.process_index()
     split = sharding.split(sharding.data_mesh())
@@ -157,7 +159,7 @@ def test_a_process_that_fails_does_not_wait_for_the_others():
 def test_a_process_that_fails_does_not_wait_for_its_own_threads():
     program = """if True:
         import threading, time
-        from vicreg_jax import distributed
+        from vicreg_jax.devices import distributed
 
         threading.Thread(target=time.sleep, args=[600]).start()
         print("said", end="")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from vicreg_jax import config as configs
-from vicreg_jax import sharding, train
+from vicreg_jax import train
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, image_files, plan
 from vicreg_jax.data.augment import draw, on_device
@@ -23,6 +23,7 @@ from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.source import How
 from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.data.sources.prepared import prepare
+from vicreg_jax.devices import sharding
 from vicreg_jax.refusals import Refusal
 
 GOLDEN = Path(__file__).parent / "golden"

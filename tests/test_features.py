@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vicreg_jax import sharding
 from vicreg_jax.config import Data
 from vicreg_jax.data.source import Arrays
 from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import features
 from vicreg_jax.weights import Encoder
 

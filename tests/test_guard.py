@@ -14,8 +14,9 @@ import pytest
 from test_main import environment
 from test_train import SMALL, images, records, state_of
 
-from vicreg_jax import methods, models, sharding, train
+from vicreg_jax import methods, models, train
 from vicreg_jax.data import plan
+from vicreg_jax.devices import sharding
 from vicreg_jax.train import not_finite
 from vicreg_jax.watchdog import Watchdog
 

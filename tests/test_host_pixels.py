@@ -11,12 +11,12 @@ from PIL import Image
 from test_main import ROOT, lines, main
 
 from vicreg_jax import config as configs
-from vicreg_jax import sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw, on_device, on_host
 from vicreg_jax.data.source import Arrays, How
 from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.devices import sharding
 
 pytest.importorskip("numba", reason='needs pip install "vicreg_jax[data]"')
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vicreg_jax import distributed, launchers
+from vicreg_jax.devices import distributed, launchers
 
 
 def by_hand(process, of, port, host="127.0.0.1"):

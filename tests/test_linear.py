@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from vicreg_jax import config as configs
-from vicreg_jax import models, sharding
+from vicreg_jax import models
 from vicreg_jax.config import evaluation as protocols
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import How
 from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import heads, supervised
 from vicreg_jax.evaluate.features import encode
 from vicreg_jax.evaluate.inputs import held_out, inputs

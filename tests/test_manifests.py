@@ -10,7 +10,7 @@ import tomllib
 import pytest
 from test_launch import LAUNCH, MAIN, ROOT, checker, documents, executable
 
-from vicreg_jax import launchers
+from vicreg_jax.devices import launchers
 
 
 def test_dockerfile_is_correct():

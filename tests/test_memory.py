@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from vicreg_jax import config as configs
-from vicreg_jax import sharding, train
+from vicreg_jax import train
+from vicreg_jax.devices import sharding
 from vicreg_jax.run import recorder, session
 from vicreg_jax.train import build
 from vicreg_jax.train import memory_estimate as memory

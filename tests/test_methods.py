@@ -12,7 +12,8 @@ import optax
 import pytest
 from test_train import SMALL, images, records
 
-from vicreg_jax import losses, methods, models, sharding, train
+from vicreg_jax import losses, methods, models, train
+from vicreg_jax.devices import sharding
 from vicreg_jax.state import TrainState
 
 ENCODERS = {

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vicreg_jax import models, sharding
+from vicreg_jax import models
+from vicreg_jax.devices import sharding
 from vicreg_jax.models import resnet
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from sklearn.neighbors import NearestNeighbors
 
-from vicreg_jax import sharding
+from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import neighbours
 
 

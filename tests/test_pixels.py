@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vicreg_jax import sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches
 from vicreg_jax.data.augment import draw, on_device
+from vicreg_jax.devices import sharding
 
 GOLDEN = Path(__file__).parent / "golden"
 POLICY = batches.policies(Config())[1]._replace(

@@ -21,7 +21,8 @@ from test_main import (
 )
 from test_train import SMALL, images
 
-from vicreg_jax import sharding, train
+from vicreg_jax import train
+from vicreg_jax.devices import sharding
 
 # 4 epochs of 14 steps
 FLAGS = (

@@ -18,7 +18,7 @@ from benchmarks.collectives import (
     wire_bytes,
 )
 from vicreg_jax import config as configs
-from vicreg_jax import sharding
+from vicreg_jax.devices import sharding
 
 
 @pytest.mark.parametrize(

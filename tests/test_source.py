@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from vicreg_jax import config as configs
-from vicreg_jax import sharding
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.source import Arrays, Source, as_source, count_classes
+from vicreg_jax.devices import sharding
 from vicreg_jax.refusals import Refusal
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 9, 8, 1)).astype(np.uint8)

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vicreg_jax import config as configs
-from vicreg_jax import losses, methods, models, optim, sharding, train
+from vicreg_jax import losses, methods, models, optim, train
+from vicreg_jax.devices import sharding
 from vicreg_jax.run import session
 from vicreg_jax.state import TrainState
 from vicreg_jax.train import build, pretrain

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 from absl import logging
 
-from vicreg_jax import checksums, processes, store
-from vicreg_jax.processes import all_or_none
+from vicreg_jax import checksums, store
+from vicreg_jax.devices import processes
+from vicreg_jax.devices.processes import all_or_none
 from vicreg_jax.refusals import Unusable, one_line
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vicreg_jax import devices, loading, sharding
+from vicreg_jax import devices, loading
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import encode
 from vicreg_jax.evaluate.inputs import balanced
 from vicreg_jax.report import Gallery

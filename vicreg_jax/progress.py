@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from vicreg_jax.launchers import NOTEBOOKS
+from vicreg_jax.devices.launchers import NOTEBOOKS
 
 SECONDS = 10  # between two lines where there is no terminal
 

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vicreg_jax import sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data import plan
 from vicreg_jax.data.augment import draw, on_device, on_host
 from vicreg_jax.data.source import Source
+from vicreg_jax.devices import sharding
 
 
 @flax.struct.dataclass

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vicreg_jax import sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.feed import Feed
 from vicreg_jax.data.source import Source
+from vicreg_jax.devices import sharding
 
 BATCH = 128  # images, of two views each
 

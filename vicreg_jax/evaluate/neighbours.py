@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from vicreg_jax import sharding
+from vicreg_jax.devices import sharding
 
 CHUNK = 4096  # rows or queries that the host looks at together, for its memory
 

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vicreg_jax import devices, sharding
+from vicreg_jax import devices
 from vicreg_jax.config import Evaluation
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
+from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import heads
 from vicreg_jax.evaluate.features import checksum, stream
 from vicreg_jax.evaluate.inputs import Inputs, held_out

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vicreg_jax import devices, files, processes, progress, sharding, workdirs
+from vicreg_jax import devices, files, progress, workdirs
 from vicreg_jax.checkpoint import Checkpoints
 from vicreg_jax.config import fields
 from vicreg_jax.data.feed import Feed
+from vicreg_jax.devices import processes, sharding
 from vicreg_jax.refusals import Diverged, Refusal
 from vicreg_jax.run.recorder import Recorder
 from vicreg_jax.stop import Stop

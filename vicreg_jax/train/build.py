@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vicreg_jax import methods, models, optim, sharding
+from vicreg_jax import methods, models, optim
 from vicreg_jax.config import Config
 from vicreg_jax.data import plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import Source, as_source
 from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.state import TrainState

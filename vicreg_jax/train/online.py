@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vicreg_jax import sharding
 from vicreg_jax.config import Config
 from vicreg_jax.data.source import Source, count_classes
+from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import heads, neighbours
 from vicreg_jax.evaluate.features import stream
 from vicreg_jax.evaluate.inputs import balanced

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import optax
 
-from vicreg_jax import devices, metrics_file, sharding, workdirs
+from vicreg_jax import devices, metrics_file, workdirs
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches
+from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.state import TrainState

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vicreg_jax import sharding
+from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method, Outputs
 from vicreg_jax.state import TrainState
 

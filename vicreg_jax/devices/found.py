@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vicreg_jax import launchers, sharding
+from vicreg_jax.devices import launchers, sharding
 from vicreg_jax.refusals import NotInstalled, Refusal, one_line
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import jax
 
-from vicreg_jax import launchers
+from vicreg_jax.devices import launchers
 from vicreg_jax.refusals import NotInstalled, Refusal, Unusable, one_line
 
 # Seconds until a silent process counts as dead. Heartbeats come from a thread of their
