@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from test_main import environment
 
 from vicreg_jax import loading, train
-from vicreg_jax.checkpoint import Checkpoints
 from vicreg_jax.devices import processes, sharding
+from vicreg_jax.run.checkpoints import Checkpoints
 
 
 def tree(scale=1.0):
@@ -166,8 +166,8 @@ PROCESS = """if True:
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, own)
     from pathlib import Path
     from vicreg_jax.devices import processes, sharding
-    from vicreg_jax import store
-    from vicreg_jax.checkpoint import Checkpoints
+    from vicreg_jax.run import orbax
+    from vicreg_jax.run.checkpoints import Checkpoints
 
     mesh = sharding.data_mesh()
     places = dict(a=sharding.whole(mesh), half=sharding.split(mesh),
@@ -186,16 +186,16 @@ PROCESS = """if True:
             for name in ("a", "half") for shard in state[name].addressable_shards
         ) and state["key"].sharding == places["key"]
 
-    keys, wait = [], store._Barrier.__call__
+    keys, wait = [], orbax._Barrier.__call__
     def remembered(self, *, key, timeout_ms):
         keys.append(key)
         wait(self, key=key, timeout_ms=timeout_ms)
-    store._Barrier.__call__ = remembered
+    orbax._Barrier.__call__ = remembered
     first = Checkpoints(folder, facts=dict(examples=7))
     for step in (1, 2):
         first.save(step, make(step), score=1 / step)
     first.close()
-    store._Barrier.__call__ = wait
+    orbax._Barrier.__call__ = wait
     names = "set_value_start", "set_value_end", "async_commit_complete"
     found = [name for key in keys for name in names if name in key]
     if own == 0:
@@ -212,12 +212,12 @@ PROCESS = """if True:
 
     second.save(2, make(5))
     second.save(3, make(6))
-    read = store.read
+    read = orbax.read
     def fails_once(*args, **options):
-        store.read = read
+        orbax.read = read
         raise OSError("the network is down")
     if own == 1:
-        store.read = fails_once
+        orbax.read = fails_once
     step, state = second.restore(make(1))
     said |= dict(again=step, also_equal=equal(state, 5), note=second.note)
 
@@ -247,7 +247,7 @@ def test_two_processes_agree_on_what_they_restore_and_when_they_stop(tmp_path, m
     one, other = (json.loads(out.splitlines()[-1]) for out, _ in ended)
     assert one == other
     assert one["step"] == 1 and one["equal"] and one["best"] == 1
-    # What store._Barrier goes by, of each of two saves, as Orbax names it today.
+    # What orbax._Barrier goes by, of each of two saves, as Orbax names it today.
     begin_or_end = ["set_value_start", "set_value_end"]
     assert one["barriers"] == 2 * [
         *begin_or_end,

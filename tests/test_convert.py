@@ -12,7 +12,7 @@ import pytest
 
 from vicreg_jax import convert, methods, models, optim, train
 from vicreg_jax.devices import sharding
-from vicreg_jax.state import TrainState
+from vicreg_jax.run.state import TrainState
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -14,8 +14,9 @@ import pytest
 from test_checkpoint import RUN, pictures, saved, tree
 from test_main import DIGITS, TINY, environment
 
-from vicreg_jax import checksums, loading, store, train
-from vicreg_jax.checkpoint import Checkpoints
+from vicreg_jax import loading, train
+from vicreg_jax.run import checksums, orbax
+from vicreg_jax.run.checkpoints import Checkpoints
 
 HARMLESS = ("commit_success.txt", "_CHECKPOINT_METADATA")  # Orbax restores without
 CHANCE = random.Random(0)
@@ -96,9 +97,9 @@ def test_values_that_were_wrong_before_they_were_written_are_found(
     tmp_path, monkeypatch, caplog
 ):
     saved(tmp_path, 1)
-    save = store.save
+    save = orbax.save
     wrong = tree(2) | {"a": tree(2)["a"].at[5, 7].multiply(2)}
-    monkeypatch.setattr(store, "save", lambda manager, step, _: save(manager, 2, wrong))
+    monkeypatch.setattr(orbax, "save", lambda manager, step, _: save(manager, 2, wrong))
     saved(tmp_path, 2)
     step, state = Checkpoints(tmp_path).restore(tree())
     assert "step 2: checksum of a is wrong" in caplog.text
@@ -110,14 +111,14 @@ def test_what_orbax_cannot_read_is_passed_over_though_its_files_are_as_written(
     tmp_path, monkeypatch, caplog
 ):
     saved(tmp_path, 1, 2)
-    read = store.read
+    read = orbax.read
 
     def fails(folder, *args, **options):
         if folder.name == "2":
             raise RuntimeError("some\nreason")
         return read(folder, *args, **options)
 
-    monkeypatch.setattr(store, "read", fails)
+    monkeypatch.setattr(orbax, "read", fails)
     assert Checkpoints(tmp_path, read_only=True).restore(tree())[0] == 1
     assert "step 2: some reason" in caplog.text
 
@@ -218,7 +219,7 @@ FILL = """if True:
     import resource, subprocess, sys
     from absl import logging
     import jax, jax.numpy as jnp
-    from vicreg_jax.checkpoint import Checkpoints
+    from vicreg_jax.run.checkpoints import Checkpoints
 
     logging.set_verbosity(logging.WARNING)
     folder, how = sys.argv[1:]
@@ -298,7 +299,7 @@ HALF = """if True:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, own)
     from vicreg_jax.devices import sharding
-    from vicreg_jax.checkpoint import Checkpoints
+    from vicreg_jax.run.checkpoints import Checkpoints
 
     split = sharding.split(sharding.data_mesh())
     make = lambda step: jax.random.normal(jax.random.key(step), (400, 256))

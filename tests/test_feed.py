@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from vicreg_jax.data.feed import Feed
 from vicreg_jax.devices import sharding
+from vicreg_jax.run.prefetch import Feed
 
 
 def test_batches_come_in_order_and_divided_over_the_devices(mesh):

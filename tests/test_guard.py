@@ -17,8 +17,8 @@ from test_train import SMALL, images, records, state_of
 from vicreg_jax import methods, models, train
 from vicreg_jax.data import plan
 from vicreg_jax.devices import sharding
+from vicreg_jax.run.watchdog import Watchdog
 from vicreg_jax.train import not_finite
-from vicreg_jax.watchdog import Watchdog
 
 METHOD = methods.Vicreg(models.create("digits"), models.Expander((16, 16)))
 GUARD = dict(guard=dict(skipped_steps=2))
@@ -153,7 +153,7 @@ def test_what_never_beats_again_is_ended_with_its_stacks(tmp_path):
     code = """if True:
         import sys, time
         from pathlib import Path
-        from vicreg_jax.watchdog import Watchdog
+        from vicreg_jax.run.watchdog import Watchdog
 
         def stuck_in_here():
             time.sleep(100)
@@ -247,7 +247,7 @@ def test_a_run_whose_data_hangs_is_ended_and_continues(tmp_path):
         from pathlib import Path
         import numpy as np
         from vicreg_jax import train
-        from vicreg_jax.watchdog import Watchdog
+        from vicreg_jax.run.watchdog import Watchdog
 
         init, dogs = Watchdog.__init__, []
         def remembered(self, *args, **options):

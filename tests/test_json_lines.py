@@ -2,8 +2,8 @@
 
 import pytest
 
-from vicreg_jax import json_lines
 from vicreg_jax.refusals import Unusable
+from vicreg_jax.run import json_lines
 
 
 def has_name(line):

@@ -14,7 +14,7 @@ from test_train import SMALL, images, records
 
 from vicreg_jax import losses, methods, models, train
 from vicreg_jax.devices import sharding
-from vicreg_jax.state import TrainState
+from vicreg_jax.run.state import TrainState
 
 ENCODERS = {
     "digits": (models.create("digits", dtype=jnp.float64), 8, 1),

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vicreg_jax import metrics_file
 from vicreg_jax.refusals import NotInstalled
+from vicreg_jax.run import metrics_file
 
 
 def steps(path):

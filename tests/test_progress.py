@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from vicreg_jax import progress
+from vicreg_jax.run import progress
 
 
 def in_terminal(monkeypatch):

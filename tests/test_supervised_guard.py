@@ -15,7 +15,7 @@ from test_main import ROOT, environment
 
 from vicreg_jax.evaluate import heads, supervised
 from vicreg_jax.evaluate.inputs import held_out
-from vicreg_jax.state import TrainState
+from vicreg_jax.run.state import TrainState
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -111,7 +111,7 @@ def test_a_stuck_evaluation_ends_itself(data, tmp_path):
         from test_linear import load, protocol
         from vicreg_jax import config as configs, models
         from vicreg_jax.evaluate import supervised
-        from vicreg_jax.watchdog import Watchdog
+        from vicreg_jax.run.watchdog import Watchdog
         from pathlib import Path
 
         init, dogs = Watchdog.__init__, []

@@ -20,7 +20,7 @@ from vicreg_jax import config as configs
 from vicreg_jax import losses, methods, models, optim, train
 from vicreg_jax.devices import sharding
 from vicreg_jax.run import session
-from vicreg_jax.state import TrainState
+from vicreg_jax.run.state import TrainState
 from vicreg_jax.train import build, pretrain
 
 SMALL = dict(

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from vicreg_jax import config, workdirs
+from vicreg_jax import config
 from vicreg_jax.refusals import Refusal, Unusable
+from vicreg_jax.run import workdirs
 
 CONFIG = config.parse(dict(epochs=2, optimizer=dict(warmup_epochs=1)))
 

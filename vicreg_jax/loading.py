@@ -18,9 +18,9 @@ from flax.traverse_util import unflatten_dict
 
 from vicreg_jax import config as configs
 from vicreg_jax import convert, models, weights
-from vicreg_jax.checkpoint import Checkpoints
 from vicreg_jax.models.resnet import LAYERS, STEMS
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
+from vicreg_jax.run.checkpoints import Checkpoints
 from vicreg_jax.weights import DESCRIPTION, Encoder
 
 IMAGENET = configs.Data()

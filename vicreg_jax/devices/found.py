@@ -79,7 +79,7 @@ def environment() -> dict[str, Any]:
 
 def _commit():
     """Returns the commit of a checkout of this package, "" where there is none."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists() or not shutil.which("git"):
         return ""
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]

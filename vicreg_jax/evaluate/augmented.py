@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
-from vicreg_jax.data.feed import Feed
 from vicreg_jax.data.source import Source
 from vicreg_jax.devices import sharding
+from vicreg_jax.run.prefetch import Feed
 
 BATCH = 128  # images, of two views each
 

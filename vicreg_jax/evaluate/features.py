@@ -17,10 +17,10 @@ from jax.sharding import Mesh
 from vicreg_jax import files
 from vicreg_jax.config import Data
 from vicreg_jax.data.augment import on_device
-from vicreg_jax.data.feed import Feed
 from vicreg_jax.data.source import Source, as_source
 from vicreg_jax.devices import processes, sharding
 from vicreg_jax.refusals import Refusal
+from vicreg_jax.run.prefetch import Feed
 from vicreg_jax.weights import Encoder
 
 BATCH = 256

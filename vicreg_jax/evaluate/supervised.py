@@ -20,7 +20,7 @@ from vicreg_jax.evaluate import heads
 from vicreg_jax.evaluate.features import checksum, stream
 from vicreg_jax.evaluate.inputs import Inputs, held_out
 from vicreg_jax.run.session import Job, Session
-from vicreg_jax.state import TrainState
+from vicreg_jax.run.state import TrainState
 
 
 class Outcome(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vicreg_jax import devices, files, loading, weights, workdirs
+from vicreg_jax import devices, files, loading, weights
 from vicreg_jax.config import Augment, Evaluation
 from vicreg_jax.data import plan
 from vicreg_jax.evaluate import (
@@ -34,6 +34,7 @@ from vicreg_jax.evaluate.inputs import (
     multilabel_inputs,
     need_labels,
 )
+from vicreg_jax.run import workdirs
 from vicreg_jax.weights import Encoder
 
 DIAGNOSED = 25_600  # images at most, as many as RankMe's authors take

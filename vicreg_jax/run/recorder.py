@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vicreg_jax import metrics_file, progress
-from vicreg_jax.data.feed import Feed
-from vicreg_jax.watchdog import Watchdog
+from vicreg_jax.run import metrics_file, progress
+from vicreg_jax.run.prefetch import Feed
+from vicreg_jax.run.watchdog import Watchdog
 
 __all__ = ["Recorder", "peak_memory"]
 

@@ -14,15 +14,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from vicreg_jax import devices, files, progress, workdirs
-from vicreg_jax.checkpoint import Checkpoints
+from vicreg_jax import devices, files
 from vicreg_jax.config import fields
-from vicreg_jax.data.feed import Feed
 from vicreg_jax.devices import processes, sharding
 from vicreg_jax.refusals import Diverged, Refusal
+from vicreg_jax.run import progress, workdirs
+from vicreg_jax.run.checkpoints import Checkpoints
+from vicreg_jax.run.prefetch import Feed
 from vicreg_jax.run.recorder import Recorder
-from vicreg_jax.stop import Stop
-from vicreg_jax.watchdog import Watchdog
+from vicreg_jax.run.signals import Stop
+from vicreg_jax.run.watchdog import Watchdog
 
 __all__ = ["Job", "Session", "out_of_memory", "spans"]
 

@@ -18,7 +18,7 @@ from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, one_line
-from vicreg_jax.state import TrainState
+from vicreg_jax.run.state import TrainState
 from vicreg_jax.weights import Encoder, part
 
 

@@ -12,7 +12,7 @@ from jax.extend.core import jaxprs_in_params
 from vicreg_jax.config import Config
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal
-from vicreg_jax.state import TrainState
+from vicreg_jax.run.state import TrainState
 
 
 class Need(NamedTuple):

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import optax
 
-from vicreg_jax import devices, metrics_file, workdirs
+from vicreg_jax import devices
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches
 from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method
+from vicreg_jax.run import metrics_file, workdirs
 from vicreg_jax.run.session import Job, Session
-from vicreg_jax.state import TrainState
+from vicreg_jax.run.state import TrainState
 from vicreg_jax.train import build, memory_estimate, not_finite, online
 from vicreg_jax.train.step import make_train_step
 from vicreg_jax.weights import Encoder

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method, Outputs
-from vicreg_jax.state import TrainState
+from vicreg_jax.run.state import TrainState
 
 __all__ = ["dropout_key", "make_train_step", "several"]
 

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 from absl import logging
 
-from vicreg_jax import checksums, store
 from vicreg_jax.devices import processes
 from vicreg_jax.devices.processes import all_or_none
 from vicreg_jax.refusals import Unusable, one_line
+from vicreg_jax.run import checksums, orbax
 
 
 class Checkpoints:
@@ -52,7 +52,7 @@ class Checkpoints:
         self._manager = None
         if not read_only:
             _make(self._folder)
-            self._manager = store.manager(
+            self._manager = orbax.manager(
                 self._folder, best=self._best_of, before_rename=self._write_record
             )
         self._saving = None  # a record, bytes of the state, bytes free before
@@ -88,7 +88,7 @@ class Checkpoints:
         self._saving = record, checksums.size(state), free
         self._scores[step] = record["score"]
         with self._explained():
-            store.save(self._manager, step, state)
+            orbax.save(self._manager, step, state)
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints that there are, in order."""
@@ -177,7 +177,7 @@ class Checkpoints:
         record = checksums.read(folder)
         checksums.check_fit(folder, record, like, self._facts, part=part)
         with all_or_none(_Damaged):
-            state = store.read(folder, like, part=part)
+            state = orbax.read(folder, like, part=part)
             checksums.check_arrays(record, state)
         return record, state
 
@@ -197,7 +197,7 @@ class Checkpoints:
 
     def _write_record(self):
         record, *_ = self._saving
-        (draft,) = store.drafts(self._folder, record["step"])
+        (draft,) = orbax.drafts(self._folder, record["step"])
         checksums.write(draft, record)
 
     def _best_of(self, steps):
@@ -214,7 +214,7 @@ class Checkpoints:
             step = record["step"]
             self._scores.pop(step, None)
             if jax.process_index() == 0:
-                store.delete_drafts(self._folder, step)
+                orbax.delete_drafts(self._folder, step)
             self._manager.reload()
             code = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore
             kept = self.steps()[-1:]

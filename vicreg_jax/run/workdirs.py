@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 
-from vicreg_jax import files, json_lines
+from vicreg_jax import files
 from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.refusals import Refusal, Unusable, one_line
+from vicreg_jax.run import json_lines
 
 
 def claim(workdir: str | os.PathLike, config: Config | Evaluation) -> Path:

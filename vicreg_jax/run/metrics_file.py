@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vicreg_jax import files, json_lines
+from vicreg_jax import files
 from vicreg_jax.refusals import one_line, require
+from vicreg_jax.run import json_lines
 
 Note = Callable[[str], None]
 
