@@ -20,10 +20,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from vicreg_jax import config, evaluate, loading, train
+from vicreg_jax import config, evaluate, train
 from vicreg_jax.data.source import Arrays
 from vicreg_jax.data.sources.arrays import open_arrays
 from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.weights import loading
 
 NEIGHBOURS = (1, 20)
 COMMON = (

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_main import environment
 
-from vicreg_jax import loading, train
+from vicreg_jax import train
 from vicreg_jax.devices import processes, sharding
 from vicreg_jax.run.checkpoints import Checkpoints
+from vicreg_jax.weights import loading
 
 
 def tree(scale=1.0):

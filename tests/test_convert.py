@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vicreg_jax import convert, methods, models, optim, train
+from vicreg_jax import methods, models, optim, train
 from vicreg_jax.devices import sharding
 from vicreg_jax.run.state import TrainState
+from vicreg_jax.weights import torch_names
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -44,13 +45,13 @@ def variables_of(module, size=32):
 def test_a_round_trip_changes_no_bit(name, whole):
     module = joint(name) if whole else models.create(name)
     variables = jax.tree.map(np.asarray, variables_of(module))
-    back = convert.from_torch(convert.to_torch(variables))
+    back = torch_names.from_torch(torch_names.to_torch(variables))
     chex.assert_trees_all_equal(back, variables)
     chex.assert_trees_all_equal_dtypes(back, variables)
 
 
 def test_names_and_shapes_are_those_of_pytorch():
-    state_dict = convert.to_torch(variables_of(joint("resnet50")))
+    state_dict = torch_names.to_torch(variables_of(joint("resnet50")))
     shapes = {name: value.shape for name, value in state_dict.items()}
     assert shapes["backbone.conv1.weight"] == (64, 3, 7, 7)
     assert shapes["backbone.layer2.0.downsample.0.weight"] == (512, 256, 1, 1)
@@ -64,27 +65,27 @@ def test_names_and_shapes_are_those_of_pytorch():
 
 
 def test_the_prefix_of_distributed_training_is_taken_off():
-    state_dict = convert.to_torch(variables_of(joint()))
+    state_dict = torch_names.to_torch(variables_of(joint()))
     prefixed = {f"module.{name}": value for name, value in state_dict.items()}
     chex.assert_trees_all_equal(
-        convert.from_torch(prefixed), convert.from_torch(state_dict)
+        torch_names.from_torch(prefixed), torch_names.from_torch(state_dict)
     )
 
 
 def test_other_names_are_refused_all_at_once():
     with pytest.raises(ValueError, match="'fc.weight' is not of a ResNet.*classifier"):
-        convert.from_torch({"fc.weight": np.zeros((10, 512))})
+        torch_names.from_torch({"fc.weight": np.zeros((10, 512))})
     names = ["stem.conv.weight", "conv1.gain", "head.0.weight", "projector.2.weight"]
     with pytest.raises(ValueError, match="'stem.conv.weight',.*(4 names)"):
-        convert.from_torch(dict.fromkeys(names, np.zeros(3)))
+        torch_names.from_torch(dict.fromkeys(names, np.zeros(3)))
 
 
 def test_variables_are_copies():
     tensor = np.zeros(64, np.float32)
-    variables = convert.from_torch({"bn1.bias": tensor})
+    variables = torch_names.from_torch({"bn1.bias": tensor})
     tensor += 1
     assert not variables["params"]["bn1"]["bias"].any()
-    state_dict = convert.to_torch(variables)
+    state_dict = torch_names.to_torch(variables)
     state_dict["bn1.bias"] += 1
     assert not variables["params"]["bn1"]["bias"].any()
 
@@ -110,7 +111,7 @@ def names_of_detectron2(blocks, convolutions):
 def test_names_are_those_of_detectron2(name, blocks, convolutions):
     module = models.create(name)
     shapes = jax.tree.map(lambda s: np.broadcast_to(0.0, s.shape), _shapes(module))
-    found = convert.to_detectron2(shapes)
+    found = torch_names.to_detectron2(shapes)
     assert found.keys() == names_of_detectron2(blocks, convolutions)
     if name == "resnet50":
         assert found["stem.conv1.weight"].shape == (64, 3, 7, 7)
@@ -126,7 +127,7 @@ def test_detectron2_gets_the_numbers_of_the_same_layer():
     shapes = [(64, 3, 7, 7), (64,), (256,), (256, 64, 1, 1), (2048,)]
     tensors = [by_rule(*pair) for pair in zip(names, shapes, strict=True)]
     state_dict = dict(zip(names, tensors, strict=True))
-    found = convert.to_detectron2(convert.from_torch(state_dict))
+    found = torch_names.to_detectron2(torch_names.from_torch(state_dict))
     theirs = ["stem.conv1.weight", "stem.conv1.norm.bias"]
     theirs += ["res4.5.conv2.norm.running_mean", "res2.0.shortcut.weight"]
     theirs += ["res5.0.shortcut.norm.weight"]
@@ -136,7 +137,7 @@ def test_detectron2_gets_the_numbers_of_the_same_layer():
 def test_detectron2_takes_no_expander():
     variables = {"params": {"encoder": {}, "expander": {}}, "batch_stats": {}}
     with pytest.raises(ValueError, match="Detectron2 takes an encoder alone"):
-        convert.to_detectron2(variables)
+        torch_names.to_detectron2(variables)
 
 
 @pytest.mark.slow
@@ -144,12 +145,12 @@ def test_twelve_steps_of_the_authors_code_are_reproduced(float64):
     golden = np.load(GOLDEN / "trajectory_a.npz")
     second = np.load(GOLDEN / "trajectory_b.npz")["views"]
     model = joint("resnet34", (128, 128, 64), dtype=jnp.float64)
-    shapes = convert.to_torch(
+    shapes = torch_names.to_torch(
         jax.tree.map(lambda s: np.broadcast_to(0.0, s.shape), _shapes(model))
     )
     assert set(shapes) == set(golden["names"])
     state_dict = {name: by_rule(name, x.shape) for name, x in shapes.items()}
-    variables = jax.tree.map(jnp.asarray, convert.from_torch(state_dict))
+    variables = jax.tree.map(jnp.asarray, torch_names.from_torch(state_dict))
     schedule = optim.warmup_cosine(
         base_lr=float(golden["base_lr"]),
         batch_size=int(golden["batch_size"]),
@@ -175,7 +176,9 @@ def test_twelve_steps_of_the_authors_code_are_reproduced(float64):
         state, metrics, _ = step(state, batch)
         found.append(float(metrics["loss"]))
     np.testing.assert_allclose(found, golden["losses"], rtol=1e-6)
-    last = convert.to_torch({"params": state.params, "batch_stats": state.batch_stats})
+    last = torch_names.to_torch(
+        {"params": state.params, "batch_stats": state.batch_stats}
+    )
     norms = [np.linalg.norm(last[name]) for name in golden["names"]]
     counters = [name.endswith("num_batches_tracked") for name in golden["names"]]
     # Each step multiplies a difference by 30 to 1000; 1e-6 after twelve is tight.

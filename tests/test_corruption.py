@@ -14,9 +14,10 @@ import pytest
 from test_checkpoint import RUN, pictures, saved, tree
 from test_main import DIGITS, TINY, environment
 
-from vicreg_jax import loading, train
+from vicreg_jax import train
 from vicreg_jax.run import checksums, orbax
 from vicreg_jax.run.checkpoints import Checkpoints
+from vicreg_jax.weights import loading
 
 HARMLESS = ("commit_success.txt", "_CHECKPOINT_METADATA")  # Orbax restores without
 CHANCE = random.Random(0)

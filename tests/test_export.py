@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from vicreg_jax import config, export, loading, models, weights
-from vicreg_jax.weights import Encoder
+from vicreg_jax import config, models
+from vicreg_jax.weights import Encoder, export, loading
 
 MEAN, STD = config.Data().mean, config.Data().std
 NO_TORCH = "PyTorch (the extra torch) is not installed"
@@ -44,7 +44,7 @@ def encoder(module, *, size=32, run=None):
             np.exp(v * 0.1) if kind == "var" else shift + scale * v
         ).astype(like.dtype)
 
-    shapes = weights.flatten(weights.abstract(module, size=size, channels=3))
+    shapes = contents.flatten(contents.abstract(module, size=size, channels=3))
     variables = {name: draw(name, like) for name, like in shapes.items()}
     variables = unflatten_dict(variables, sep="/")
     return Encoder(

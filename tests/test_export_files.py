@@ -8,8 +8,8 @@ import chex
 import pytest
 from test_export import MEAN, STD, digits, images, written
 
-from vicreg_jax import export, loading, models
-from vicreg_jax.weights import Encoder
+from vicreg_jax import models
+from vicreg_jax.weights import Encoder, export, loading
 
 
 def test_a_failure_while_writing_leaves_everything_as_it_was(tmp_path, monkeypatch):

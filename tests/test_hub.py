@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vicreg_jax import config, hub, weights
+from vicreg_jax import config
 from vicreg_jax.refusals import Unusable
+from vicreg_jax.weights import hub
 
 RUN = asdict(
     config.parse(
@@ -23,7 +24,7 @@ RUN = asdict(
     )
 )
 ABOUT = {
-    "format": weights.FORMAT,
+    "format": contents.FORMAT,
     "version": "0.1.0",
     "module": {"name": "resnet50", "width": 2, "stem": "cifar", "dtype": "float32"},
     "weights": "0",

@@ -11,10 +11,11 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from test_main import DIGITS, ROOT, TINY, lines, main
 
-from vicreg_jax import convert, loading, models
+from vicreg_jax import models
 from vicreg_jax.config import evaluation
 from vicreg_jax.data.sources.digits import load_digits
 from vicreg_jax.evaluate import encode, tasks
+from vicreg_jax.weights import loading, torch_names
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +246,7 @@ def test_small_images_are_not_enlarged_for_want_of_their_size(tmp_path):
         lambda: encoder.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
     )
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    files.save_file(convert.to_torch(zeros), tmp_path / "encoder.safetensors")
+    files.save_file(torch_names.to_torch(zeros), tmp_path / "encoder.safetensors")
     given = dict(task="knn", checkpoint=str(tmp_path / "encoder.safetensors"))
     with pytest.raises(ValueError, match="stem 'cifar' is for small ones; give config"):
         tasks.run(evaluation.parse(given), tmp_path / "out", name="knn")

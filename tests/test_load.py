@@ -11,7 +11,8 @@ import pytest
 from test_checkpoint import RUN, pictures
 from test_convert import by_rule
 
-from vicreg_jax import config, convert, loading, models, train, weights
+from vicreg_jax import config, models, train
+from vicreg_jax.weights import loading, torch_names
 
 GOLDEN = Path(__file__).parent / "golden"
 NO_TORCH = "PyTorch (the extra torch) is not installed"
@@ -19,9 +20,9 @@ NO_TORCH = "PyTorch (the extra torch) is not installed"
 
 def shapes_of(module):
     """The state dict of a module, of zeros that occupy nothing."""
-    shapes = weights.abstract(module, size=64, channels=3)
+    shapes = contents.abstract(module, size=64, channels=3)
     zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
-    return convert.torch_views(zeros)
+    return torch_names.torch_views(zeros)
 
 
 def drawn(module):
@@ -103,7 +104,7 @@ def test_the_authors_full_checkpoint_goes_in_and_out_bit_for_bit(tmp_path):
         name: {"encoder": tree, "expander": loaded.expander[name]}
         for name, tree in loaded.variables.items()
     }
-    back = convert.to_torch(whole)
+    back = torch_names.to_torch(whole)
     chex.assert_trees_all_equal(back, state_dict)
     chex.assert_trees_all_equal_dtypes(back, state_dict)
 
@@ -114,7 +115,7 @@ def test_the_expander_of_a_file_is_that_of_its_widths():
     variables = jax.eval_shape(
         lambda x: expander.init(jax.random.key(0), x, train=False), sample
     )
-    assert weights.expander_of(variables) == expander
+    assert contents.expander_of(variables) == expander
 
 
 def test_a_backbone_alone_is_read_under_its_prefix(tmp_path):
@@ -130,7 +131,7 @@ def test_a_classifier_of_torchvision_is_left_out_and_no_other(tmp_path):
     state_dict = drawn(models.create("resnet18"))
     head = {"fc.weight": np.zeros((10, 512)), "fc.bias": np.zeros(10)}
     loaded = loading.load(saved(tmp_path / "a.pth", state_dict | head))
-    chex.assert_trees_all_equal(loaded.variables, convert.from_torch(state_dict))
+    chex.assert_trees_all_equal(loaded.variables, torch_names.from_torch(state_dict))
     path = saved(tmp_path / "b.pth", state_dict | {"head.weight": np.zeros((10, 512))})
     with pytest.raises(ValueError, match="b.pth: 'head.weight' is not of a ResNet"):
         loading.load(path)
@@ -141,7 +142,7 @@ def test_safetensors_with_pytorchs_names_are_read(tmp_path):
     state_dict = drawn(models.create("resnet18"))
     numpy.save_file(state_dict, tmp_path / "model.safetensors")
     loaded = loading.load(tmp_path / "model.safetensors")
-    chex.assert_trees_all_equal(loaded.variables, convert.from_torch(state_dict))
+    chex.assert_trees_all_equal(loaded.variables, torch_names.from_torch(state_dict))
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision.models"])

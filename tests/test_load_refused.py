@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from test_load import NO_TORCH, drawn, official, saved, shapes_of
 
-from vicreg_jax import config, convert, export, loading, models, weights
+from vicreg_jax import config, models
 from vicreg_jax.refusals import Refusal
-from vicreg_jax.weights import Encoder
+from vicreg_jax.weights import Encoder, export, loading, torch_names
 
 
 class Code:
@@ -133,7 +133,7 @@ def test_parameters_are_tensors_like_others(tmp_path):
     whole |= {k: torch.nn.Parameter(x) for k, x in whole.items() if "weight" in k}
     torch.save(whole, tmp_path / "a.pth")
     loaded = loading.load(tmp_path / "a.pth")
-    chex.assert_trees_all_equal(loaded.variables, convert.from_torch(state_dict))
+    chex.assert_trees_all_equal(loaded.variables, torch_names.from_torch(state_dict))
 
 
 @pytest.mark.parametrize(
@@ -176,9 +176,9 @@ def test_what_no_encoder_is_made_of_is_refused(tmp_path, kind, expected):
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_channels_than_three_need_a_mean_and_std(tmp_path, channels):
     module = models.create("resnet18")
-    shapes = weights.abstract(module, size=64, channels=channels)
+    shapes = contents.abstract(module, size=64, channels=channels)
     zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
-    path = saved(tmp_path / "a.pth", convert.torch_views(zeros))
+    path = saved(tmp_path / "a.pth", torch_names.torch_views(zeros))
     said = refusal(path)
     assert f"takes images of {channels} channel(s), and does not say how" in said
     assert "weights.Encoder(module," in said

@@ -343,7 +343,8 @@ def test_the_core_needs_neither_tensorflow_nor_the_command_lines_packages(tmp_pa
                      "torch", "tensorboardX", "wandb"):
             sys.modules[name] = None
         import numpy as np
-        from vicreg_jax import loading, losses, models, optim, train
+        from vicreg_jax.weights import loading
+        from vicreg_jax import losses, models, optim, train
         z = np.random.default_rng(0).normal(size=(2, 8, 4)).astype(np.float32)
         assert losses.vicreg(*z).invariance > 0
         images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), np.uint8)

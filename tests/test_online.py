@@ -11,13 +11,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from test_main import DIGITS, TINY, environment, lines, main, without_times
 
 from vicreg_jax import config as configs
-from vicreg_jax import loading, train
+from vicreg_jax import train
 from vicreg_jax.data.source import Arrays
 from vicreg_jax.data.sources.digits import load_digits
 from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import encode
 from vicreg_jax.evaluate.inputs import balanced
 from vicreg_jax.train import online
+from vicreg_jax.weights import loading
 
 WATCHED = ("--config.evaluate.draws=0", "--config.evaluate.probe=True")
 SEEN = {"probe_top1", "knn_top1"}

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from test_train import SMALL
 
-from vicreg_jax import loading, train
+from vicreg_jax import train
 from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.weights import loading
 
 CLASSES, EACH = 4, 24
 pytestmark = pytest.mark.slow

@@ -31,7 +31,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name):
     if name == "load":
-        return importlib.import_module("vicreg_jax.loading").load
+        return importlib.import_module("vicreg_jax.weights").load
     if name in __all__:
         return importlib.import_module(f"vicreg_jax.{name}")
     raise AttributeError(f"module 'vicreg_jax' has no attribute {name!r}")

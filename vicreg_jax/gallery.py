@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vicreg_jax import devices, loading
+from vicreg_jax import devices
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.sources.load import load_splits
@@ -13,6 +13,7 @@ from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import encode
 from vicreg_jax.evaluate.inputs import balanced
 from vicreg_jax.report import Gallery
+from vicreg_jax.weights import loading
 
 IMAGES, PAIRS, SIDE = 600, 6, 64  # side of a thumbnail of a file, in pixels
 

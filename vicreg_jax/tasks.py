@@ -11,13 +11,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vicreg_jax import devices, evaluate, export, hub, loading, report, train
+from vicreg_jax import devices, evaluate, report, train
 from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.data.sources import prepared
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.gallery import gallery
 from vicreg_jax.refusals import Refusal
+from vicreg_jax.weights import export, hub, loading
 
 
 def pretrain(config: Config, workdir: Path) -> None:

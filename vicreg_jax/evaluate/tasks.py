@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vicreg_jax import devices, files, loading, weights
+from vicreg_jax import devices, files
 from vicreg_jax.config import Augment, Evaluation
 from vicreg_jax.data import plan
 from vicreg_jax.evaluate import (
@@ -35,7 +35,7 @@ from vicreg_jax.evaluate.inputs import (
     need_labels,
 )
 from vicreg_jax.run import workdirs
-from vicreg_jax.weights import Encoder
+from vicreg_jax.weights import Encoder, loading
 
 DIAGNOSED = 25_600  # images at most, as many as RankMe's authors take
 
@@ -300,7 +300,7 @@ def _parts(protocol, workdir, part, loaded: Encoder, found: Inputs, *, apply=Non
 
 
 def _with_embeddings(loaded):
-    expander = weights.expander_of(loaded.expander)
+    expander = contents.expander_of(loaded.expander)
 
     def apply(variables, views):
         encoder, rest = variables

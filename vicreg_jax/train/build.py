@@ -19,7 +19,8 @@ from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.run.state import TrainState
-from vicreg_jax.weights import Encoder, part
+from vicreg_jax.weights import Encoder
+from vicreg_jax.weights.contents import part
 
 
 def images(config: Config, given: Any) -> Source:

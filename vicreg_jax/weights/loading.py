@@ -17,11 +17,13 @@ from absl import logging
 from flax.traverse_util import unflatten_dict
 
 from vicreg_jax import config as configs
-from vicreg_jax import convert, models, weights
+from vicreg_jax import models
 from vicreg_jax.models.resnet import LAYERS, STEMS
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
 from vicreg_jax.run.checkpoints import Checkpoints
-from vicreg_jax.weights import DESCRIPTION, Encoder
+from vicreg_jax.weights import contents, torch_names
+from vicreg_jax.weights.contents import DESCRIPTION
+from vicreg_jax.weights.encoder import Encoder
 
 IMAGENET = configs.Data()
 UNSAID = {  # of a file without an encoder.json
@@ -58,7 +60,7 @@ def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encode
     >>> import tempfile
     >>> from vicreg_jax import export
     >>> module = models.create("digits")
-    >>> shapes = weights.abstract(module, size=8, channels=1)
+    >>> shapes = contents.abstract(module, size=8, channels=1)
     >>> zeros = jax.tree.map(jnp.zeros_like, shapes)
     >>> given = Encoder(module, zeros, mean=[0.5], std=[0.25], image_size=8)
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +73,7 @@ def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encode
         return _load_file(path, encoder)
     about = None
     if not (path / "checkpoints").is_dir():
-        about = weights.description(path)
+        about = contents.description(path)
     if about:
         for name in ("encoder.safetensors", "encoder.pth"):
             if name in about["files"]:
@@ -94,7 +96,7 @@ def _load_run(path, encoder):
     if encoder is None:
         encoder = models.create(**config.model.spec())
     expander = models.Expander(config.model.expander, bias=config.model.expander_bias)
-    like = weights.abstract(
+    like = contents.abstract(
         models.JointEmbedding(encoder, expander),
         size=config.data.image_size,
         channels=len(config.data.mean),
@@ -107,14 +109,14 @@ def _load_run(path, encoder):
     if found is None:
         raise NotFound(f"{path} has no checkpoint yet")
     step, whole = found
-    weights.check(weights.flatten(whole), weights.flatten(like), path)
+    contents.check(contents.flatten(whole), contents.flatten(like), path)
     return Encoder(
         encoder,
-        weights.part(whole, "encoder"),
+        contents.part(whole, "encoder"),
         mean=config.data.mean,
         std=config.data.std,
         image_size=config.data.image_size,
-        expander=weights.part(whole, "expander"),
+        expander=contents.part(whole, "expander"),
         config=config,
         step=step,
         source=str(path),
@@ -138,24 +140,24 @@ def _load_file(path, encoder):
         tensors = _without_prefixes(tensors, path)
         variables = _from_torch(tensors, path)
         if "encoder" in variables["params"]:
-            expander = weights.part(variables, "expander")
-            variables = weights.part(variables, "encoder")
-        flat = weights.flatten(variables)
+            expander = contents.part(variables, "expander")
+            variables = contents.part(variables, "encoder")
+        flat = contents.flatten(variables)
     if encoder is None:
         encoder = _module(about["module"], flat, path)
     module = encoder
     if expander:
-        module = models.JointEmbedding(encoder, weights.expander_of(expander))
+        module = models.JointEmbedding(encoder, contents.expander_of(expander))
     channels = _first_kernel(flat)[2] if about is UNSAID else len(about["mean"])
     size = about["image_size"] or 224
-    shapes = weights.abstract(module, size=size, channels=channels)
-    names = weights.flatten if ours else convert.torch_views
-    weights.check(tensors, names(jax.tree.map(_without_memory, shapes)), path)
+    shapes = contents.abstract(module, size=size, channels=channels)
+    names = contents.flatten if ours else torch_names.torch_views
+    contents.check(tensors, names(jax.tree.map(_without_memory, shapes)), path)
     if channels != len(about["mean"]):
         raise Refusal(
             f"{path} takes images of {channels} channel(s), and does not say how they"
             " are normalized; give mean and std: weights.Encoder(module,"
-            " convert.from_torch(tensors), mean=..., std=...)"
+            " torch_names.from_torch(tensors), mean=..., std=...)"
         )
     return Encoder(
         encoder,
@@ -172,10 +174,10 @@ def _load_file(path, encoder):
 
 def _description(path):
     """Returns what encoder.json beside a file says of it, or None."""
-    about = weights.description(path.parent)
+    about = contents.description(path.parent)
     if about is None or path.name not in about["files"]:
         return None
-    if weights.sha256(path) != about["files"][path.name]:
+    if contents.sha256(path) != about["files"][path.name]:
         raise Refusal(
             f"{path} is not the file that {DESCRIPTION} beside it describes (sha256);"
             " it is damaged or was replaced: export it again"
@@ -273,7 +275,7 @@ def _without_prefixes(tensors, path):
 
 def _from_torch(tensors, path) -> dict[str, Any]:
     try:
-        return convert.from_torch(tensors)
+        return torch_names.from_torch(tensors)
     except ValueError as error:
         raise Refusal(f"{path}: {error}") from error
 
@@ -317,8 +319,8 @@ def _torch(path):
     others += [name for name, x in found.items() if not torch.is_tensor(x)]
     if others:
         raise Refusal(
-            f"{path} holds {convert.listed(others)} beside tensors; expected tensors by"
-            " name, alone or under 'model'"
+            f"{path} holds {torch_names.listed(others)} beside tensors; expected"
+            " tensors by name, alone or under 'model'"
         )
     return {name: _array(name, tensor, path, torch) for name, tensor in found.items()}
 

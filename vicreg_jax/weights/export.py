@@ -18,10 +18,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vicreg_jax import convert, files, loading, models, weights
+from vicreg_jax import files, models
 from vicreg_jax.models.resnet import STEMS
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
-from vicreg_jax.weights import Encoder
+from vicreg_jax.weights import loading, torch_names
+from vicreg_jax.weights.encoder import Encoder
 
 FILES = {
     "safetensors": "encoder.safetensors",
@@ -71,9 +72,9 @@ def write(
     if folder.exists() and not folder.is_dir():
         raise Refusal(f"{folder} is a file; expected a folder, there or not")
     variables = jax.tree.map(np.asarray, dict(encoder.variables))
-    shapes = weights.abstract(encoder.module, size=size, channels=channels)
-    flat = weights.flatten(variables)
-    weights.check(flat, weights.flatten(shapes), encoder.source)
+    shapes = contents.abstract(encoder.module, size=size, channels=channels)
+    flat = contents.flatten(variables)
+    contents.check(flat, contents.flatten(shapes), encoder.source)
     about = _description(encoder, flat)
     stay = _stay(folder, formats, about)
     shape = (size, size, channels)
@@ -91,10 +92,10 @@ def write(
             drafts[name] = folder / f"{FILES[name]}.tmp"
             closing.callback(drafts[name].unlink, missing_ok=True)
             writers[name](drafts[name])
-        sums = {FILES[name]: weights.sha256(path) for name, path in drafts.items()}
+        sums = {FILES[name]: contents.sha256(path) for name, path in drafts.items()}
         # First: after an interruption the checksums refuse what is old, and the files
         # are known as ours.
-        files.write_json(folder / weights.DESCRIPTION, about | {"files": stay | sums})
+        files.write_json(folder / contents.DESCRIPTION, about | {"files": stay | sums})
         for name, path in drafts.items():
             os.replace(path, folder / FILES[name])
     return {name: folder / FILES[name] for name in formats}
@@ -113,7 +114,7 @@ def _explained(folder):
 def _description(encoder, flat):
     """Returns what encoder.json says of an encoder, but for the files."""
     return {
-        "format": weights.FORMAT,
+        "format": contents.FORMAT,
         "version": _version(),
         "module": models.spec(encoder.module),
         "weights": _digest(flat),
@@ -143,9 +144,9 @@ def agreement(
       Refusal: images of another shape or dtype.
     """
     folder = Path(folder).expanduser()
-    about = weights.description(folder)
+    about = contents.description(folder)
     if about is None:
-        raise NotFound(f"{folder} holds no export: no {weights.DESCRIPTION}")
+        raise NotFound(f"{folder} holds no export: no {contents.DESCRIPTION}")
     size, channels = about["image_size"], len(about["mean"])
     shape = (size, size, channels)
     if images.shape[1:] != shape or not len(images) or images.dtype != np.float32:
@@ -215,9 +216,9 @@ def _check_formats(formats, module):
 
 def _stay(folder, formats, about):
     """Returns the files of an earlier export that stay, with their checksums."""
-    old = weights.description(folder) if folder.is_dir() else None
-    ours = old["files"] | {weights.DESCRIPTION: ""} if old else {}
-    names = [weights.DESCRIPTION, *(FILES[name] for name in formats)]
+    old = contents.description(folder) if folder.is_dir() else None
+    ours = old["files"] | {contents.DESCRIPTION: ""} if old else {}
+    names = [contents.DESCRIPTION, *(FILES[name] for name in formats)]
     for name in names:
         if (folder / name).exists() and name not in ours:
             raise Refusal(
@@ -258,14 +259,14 @@ def _safetensors(flat, path):
 def _torch(variables, path):
     import torch
 
-    state_dict = convert.to_torch(variables)
+    state_dict = torch_names.to_torch(variables)
     torch.save({name: torch.from_numpy(x) for name, x in state_dict.items()}, path)
 
 
 def _detectron2(variables, path):
     # Without "matching_heuristics" the names would have to be those of one detector.
     found = {
-        "model": convert.to_detectron2(variables),
+        "model": torch_names.to_detectron2(variables),
         "__author__": "vicreg_jax",
         "matching_heuristics": True,
     }

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vicreg_jax import files, weights
+from vicreg_jax import files
 from vicreg_jax.refusals import NotFound, Unusable, one_line, require
+from vicreg_jax.weights import contents
 
 CARD = "README.md"
 INSTALL = "vicreg_jax[hub]"
@@ -31,9 +32,9 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool = True) -> st
       Unusable: the Hub refused or could not be reached.
     """
     folder = Path(folder).expanduser()
-    about = weights.description(folder)
+    about = contents.description(folder)
     if about is None:
-        raise NotFound(f"{folder} holds no export: no {weights.DESCRIPTION}")
+        raise NotFound(f"{folder} holds no export: no {contents.DESCRIPTION}")
     library = require("huggingface_hub", "pushing", install=INSTALL)
     if not (folder / CARD).exists():
         text = card(about, results(folder, Path(about["source"])), repo_id=repo_id)
@@ -44,7 +45,7 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool = True) -> st
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            allow_patterns=[CARD, weights.DESCRIPTION, *about["files"]],
+            allow_patterns=[CARD, contents.DESCRIPTION, *about["files"]],
             commit_message=f"Encoder of vicreg_jax {about['version']}",
         )
     except Exception as error:  # of the Hub, the network, or a missing sign-in

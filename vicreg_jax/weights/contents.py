@@ -1,0 +1,157 @@
+"""Names, shapes and checksums of an encoder's tensors; what an export says of them."""
+
+import hashlib
+import json
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from vicreg_jax import models
+from vicreg_jax.refusals import Refusal, Unusable, one_line
+from vicreg_jax.weights import torch_names
+
+DESCRIPTION = "encoder.json"  # beside the files of an export
+FORMAT = "vicreg_jax encoder 1"
+FIELDS = {  # of DESCRIPTION
+    "version": str,
+    "module": dict | None,
+    "weights": str,
+    "image_size": int,
+    "mean": list,
+    "std": list,
+    "source": str,
+    "step": int | None,
+    "config": dict | None,
+    "files": dict,
+}
+
+
+def normalization(size, mean, std):
+    """Returns mean and std as tuples, if they and the size can be those of images.
+
+    Raises:
+      Refusal: they cannot.
+    """
+    try:
+        mean, std = (tuple(float(x) for x in values) for values in (mean, std))
+        good = len(mean) == len(std) >= 1 and bool(np.isfinite((*mean, *std)).all())
+        good = good and min(std) > 0
+        good = good and (size is None or 1 <= operator.index(size) < 2**16)
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise Refusal(
+            "expected image_size >= 1 and one mean and std > 0 per channel; got"
+            f" {size}, {mean} and {std}"
+        )
+    return mean, std
+
+
+def description(folder: Path) -> dict[str, Any] | None:
+    """Returns what an export wrote about its files, or None where there is none.
+
+    Raises:
+      Refusal: encoder.json is damaged, or of another version of this package.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return None
+    try:
+        about = json.loads(path.read_text())
+    except OSError as error:
+        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise Refusal(f"{path} is no JSON: {one_line(error)}") from error
+    format = about.get("format") if isinstance(about, dict) else None
+    if not str(format).startswith("vicreg_jax"):
+        return None  # somebody else's file of that name
+    if format != FORMAT:
+        raise Refusal(f"{path} has format {format!r}; this version reads {FORMAT!r}")
+    odd = [x for x, kind in FIELDS.items() if not isinstance(about.get(x, ...), kind)]
+    if odd:
+        raise Refusal(
+            f"{path}: {', '.join(odd)} missing or of another type; it is damaged or was"
+            " changed: export again"
+        )
+    try:
+        normalization(about["image_size"], about["mean"], about["std"])
+    except Refusal as error:
+        raise Refusal(f"{path}: {error}") from error
+    return about
+
+
+def abstract(module: nn.Module, *, size: int, channels: int) -> dict[str, Any]:
+    """Returns the shapes and dtypes of a module's variables."""
+    images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda x: module.init(key, x, train=False), images)
+
+
+def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arrays under names such as params/conv1/kernel."""
+    return flatten_dict(variables, sep="/")
+
+
+def part(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns the variables of one sub-module."""
+    return {
+        collection: tree[name] for collection, tree in variables.items() if name in tree
+    }
+
+
+def sha256(path: Path) -> str:
+    """Returns the checksum of a file. Raises Unusable where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
+
+
+def expander_of(variables: Mapping[str, Any]) -> models.Expander:
+    """Returns the module of an expander's variables, as far as they tell its widths."""
+    params = variables.get("params", {})
+    numbers = [int(name.removeprefix("linear")) for name in params if "linear" in name]
+    layers = [params.get(f"linear{i}", {}) for i in range(max(numbers, default=0) + 1)]
+    # A layer that is missing counts as 1; `check` names it.
+    shapes = [np.shape(layer.get("kernel", 0)) or (1,) for layer in layers]
+    return models.Expander(tuple(s[-1] for s in shapes), bias="bias" in layers[-1])
+
+
+def check(
+    found: Mapping[str, np.ndarray], wanted: Mapping[str, Any], path: Path | str
+) -> None:
+    """Raises Refusal where names, shapes or dtypes are not those wanted."""
+    found = {k: v for k, v in found.items() if not k.endswith(".num_batches_tracked")}
+    wanted = {k: v for k, v in wanted.items() if not k.endswith(".num_batches_tracked")}
+    faults = {
+        "missing": [name for name in wanted if name not in found],
+        "unknown": [
+            name if name.isprintable() else ascii(name)
+            for name in found
+            if name not in wanted
+        ],
+        "of another shape or dtype": [
+            f"{name} {_kind(found[name])} for {_kind(x)}"
+            for name, x in wanted.items()
+            if name in found and _kind(found[name]) != _kind(x)
+        ],
+    }
+    said = [
+        f"{len(names)} {fault}: {', '.join(names[: torch_names.SHOWN])}"
+        for fault, names in faults.items()
+        if names
+    ]
+    if said:
+        raise Refusal(f"{path} does not fit the encoder; {'; '.join(said)}")
+
+
+def _kind(array):
+    return f"{array.dtype.name}{list(array.shape)}"
