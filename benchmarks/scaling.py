@@ -40,7 +40,8 @@ from jax.sharding import Mesh, PartitionSpec  # noqa: E402
 from benchmarks.collectives import collectives, wire_bytes  # noqa: E402
 from benchmarks.machine import processor  # noqa: E402
 from vicreg_jax import config as configs  # noqa: E402
-from vicreg_jax import losses, recipes  # noqa: E402
+from vicreg_jax import losses  # noqa: E402
+from vicreg_jax.command import recipes  # noqa: E402
 from vicreg_jax.devices import sharding  # noqa: E402
 from vicreg_jax.train import build  # noqa: E402
 from vicreg_jax.train.step import make_train_step  # noqa: E402

@@ -9,7 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from vicreg_jax import config as configs
-from vicreg_jax import recipes, train
+from vicreg_jax import train
+from vicreg_jax.command import recipes
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import Arrays

@@ -16,7 +16,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from vicreg_jax import config, models
-from vicreg_jax.weights import Encoder, export, loading
+from vicreg_jax.weights import Encoder, contents, export, loading
 
 MEAN, STD = config.Data().mean, config.Data().std
 NO_TORCH = "PyTorch (the extra torch) is not installed"

@@ -11,7 +11,7 @@ import yaml
 
 from vicreg_jax import config
 from vicreg_jax.refusals import Unusable
-from vicreg_jax.weights import hub
+from vicreg_jax.weights import contents, hub
 
 RUN = asdict(
     config.parse(

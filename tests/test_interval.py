@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vicreg_jax.uncertainty import interval, margin
+from vicreg_jax.report.uncertainty import interval, margin
 
 
 @pytest.mark.parametrize(

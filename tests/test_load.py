@@ -12,7 +12,7 @@ from test_checkpoint import RUN, pictures
 from test_convert import by_rule
 
 from vicreg_jax import config, models, train
-from vicreg_jax.weights import loading, torch_names
+from vicreg_jax.weights import contents, loading, torch_names
 
 GOLDEN = Path(__file__).parent / "golden"
 NO_TORCH = "PyTorch (the extra torch) is not installed"

@@ -14,7 +14,7 @@ from test_load import NO_TORCH, drawn, official, saved, shapes_of
 
 from vicreg_jax import config, models
 from vicreg_jax.refusals import Refusal
-from vicreg_jax.weights import Encoder, export, loading, torch_names
+from vicreg_jax.weights import Encoder, contents, export, loading, torch_names
 
 
 class Code:

@@ -285,7 +285,8 @@ def test_a_mistake_is_refused_in_one_line(flags, expected, tmp_path):
 )
 def test_only_a_refusal_is_one_line_and_says_do_not_start_again(error, status):
     code = f"""if True:
-        from vicreg_jax import main, refusals, tasks
+        from vicreg_jax import main, refusals
+        from vicreg_jax.command import tasks
         def fail(config, workdir):
             raise {error}("because")
         tasks.TASKS["pretrain"] = fail

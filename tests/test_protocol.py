@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from vicreg_jax import recipes
+from vicreg_jax.command import recipes
 from vicreg_jax.config import evaluation
 from vicreg_jax.evaluate import tasks
 from vicreg_jax.refusals import Refusal

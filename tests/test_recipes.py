@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vicreg_jax import config, recipes, usage
+from vicreg_jax import config
+from vicreg_jax.command import recipes, usage
 from vicreg_jax.config import evaluation, fields
 from vicreg_jax.main import sort
 from vicreg_jax.refusals import NotFound, Refusal

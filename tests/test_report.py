@@ -539,7 +539,7 @@ def test_the_page_of_other_terms_does_not_speak_of_vicreg(tmp_path, monkeypatch)
     ]
     folder = make_run(tmp_path / "run", lines=lines)
     record = read_run(folder)._replace(weights={"on": 1.0, "off": 0.005})
-    module = sys.modules["vicreg_jax.report.write"]
+    module = sys.modules["vicreg_jax.report.page"]
     monkeypatch.setattr(module, "read_run", lambda workdir: record)
     words, _, settings = Page(report.write(folder).read_text()).words.partition(
         "All settings Marked"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from vicreg_jax import losses, optim, recipes
+from vicreg_jax import losses, optim
+from vicreg_jax.command import recipes
 from vicreg_jax.config import fields
 from vicreg_jax.train import build
 

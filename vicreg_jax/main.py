@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from absl import app, flags, logging
 
-from vicreg_jax import devices, recipes, tasks, usage
+from vicreg_jax import devices
+from vicreg_jax.command import recipes, tasks, usage
 from vicreg_jax.devices import distributed
 from vicreg_jax.refusals import Refusal, one_line
 

@@ -15,7 +15,7 @@ from vicreg_jax.data import plan
 from vicreg_jax.data.source import Splits
 from vicreg_jax.evaluate.features import encode
 from vicreg_jax.refusals import Refusal
-from vicreg_jax.uncertainty import margin
+from vicreg_jax.report.uncertainty import margin
 from vicreg_jax.weights import Encoder
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from vicreg_jax import files, models
 from vicreg_jax.config import Evaluation
 from vicreg_jax.evaluate.inputs import Inputs
-from vicreg_jax.uncertainty import interval
+from vicreg_jax.report.uncertainty import interval
 
 # Of VICReg on ImageNet by encoder and width, in per cent. Source: arXiv:2105.04906,
 # tables 1, 9, 10 and 11. The paper does not say at which temperature neighbours vote.

@@ -35,7 +35,7 @@ from vicreg_jax.evaluate.inputs import (
     need_labels,
 )
 from vicreg_jax.run import workdirs
-from vicreg_jax.weights import Encoder, loading
+from vicreg_jax.weights import Encoder, contents, loading
 
 DIAGNOSED = 25_600  # images at most, as many as RankMe's authors take
 

@@ -14,7 +14,7 @@ from vicreg_jax.report import charts
 from vicreg_jax.report import map as maps
 from vicreg_jax.report.charts import Reference, curve, short
 from vicreg_jax.report.read import Gallery, Record, is_number
-from vicreg_jax.uncertainty import interval, margin
+from vicreg_jax.report.uncertainty import interval, margin
 
 Section = dict[str, Any]  # "panels": drawings by the names of their files; and numbers
 

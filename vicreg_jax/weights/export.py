@@ -21,7 +21,7 @@ from rich.table import Table
 from vicreg_jax import files, models
 from vicreg_jax.models.resnet import STEMS
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
-from vicreg_jax.weights import loading, torch_names
+from vicreg_jax.weights import contents, loading, torch_names
 from vicreg_jax.weights.encoder import Encoder
 
 FILES = {

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Iterator
 from typing import Literal
 
-from vicreg_jax import recipes
+from vicreg_jax.command import recipes
 
 USAGE = "vicreg-jax --config=NAME [--workdir=DIR] [--config.FIELD=VALUE ...]"
 _PROGRAM = f"""{USAGE}

@@ -16,7 +16,7 @@ from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.data.sources import prepared
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import tasks as evaluations
-from vicreg_jax.gallery import gallery
+from vicreg_jax.evaluate.gallery import gallery
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.weights import export, hub, loading
 
