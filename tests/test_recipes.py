@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from vicreg_jax import config, fields, protocol, recipes, usage
-from vicreg_jax.main import sort
 from vicreg_jax.refusals import NotFound, Refusal
+from vicreg_jax.usage import sort
 
 ROOT = Path(__file__).parents[1]
 
