@@ -1,10 +1,8 @@
 """The command line: flags in, task out; a refusal is one line."""
 
-import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from absl import app, flags, logging
 
@@ -16,37 +14,8 @@ from vicreg_jax.refusals import Refusal, one_line
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 
-class Words(NamedTuple):
-    """A command line, sorted."""
-
-    config: str  # name or path, perhaps with :VARIANT; "" if there is none
-    changes: dict[str, str]  # dotted field -> its last word, --config.epochs=5
-    rest: list[str]
-
-
-def sort(argv: Sequence[str]) -> Words:
-    """Sorts the words after the program's name."""
-    config, changes, rest = "", {}, []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        found = re.match(r"--?(no)?config(?:\.([\w.]+))?(=|$)", word)
-        if not found:
-            rest.append(word)
-            continue
-        no, name, given = found.groups()
-        if not (no or given) and words and not re.match("--?[a-z]", words[0]):
-            word = f"{word}={words.pop(0)}"
-        if name:
-            changes.pop(name, None)  # the order is that of what counts
-            changes[name] = word
-        else:
-            config = word.partition("=")[2]
-    return Words(config, changes, rest)
-
-
-def choose(words: Words) -> recipes.Recipe:
-    """Returns the recipe of a command line, with its changes; all limits checked.
+def choose(words: usage.Words) -> recipes.Recipe:
+    """Returns the recipe of a command line with its changes; no limits are checked.
 
     Raises:
       Refusal: what is wrong with them, in one line.
@@ -89,7 +58,7 @@ def run(recipe: recipes.Recipe) -> None:
 def console() -> None:
     """Runs the program; a refusal is one line on standard error and exit status 2."""
     try:
-        words = sort(sys.argv[1:])
+        words = usage.sort(sys.argv[1:])
         asked = {"--help", "-help", "-h"} & set(words.rest)
         if asked and not words.config:
             print(usage.of_program())

@@ -1,11 +1,11 @@
-"""What --help says: the usage, the recipes, and the fields of one of them."""
+"""The words of a command line, sorted; and what --help says about them."""
 
 import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
 
 from vicreg_jax.command import recipes
 
@@ -23,6 +23,35 @@ _RECIPE = f"""
 
 Fields, with the values that they have unless you give others:
 """
+
+
+class Words(NamedTuple):
+    """A command line, sorted."""
+
+    config: str  # name or path, perhaps with :VARIANT; "" if there is none
+    changes: dict[str, str]  # dotted field -> its last word, --config.epochs=5
+    rest: list[str]
+
+
+def sort(argv: Sequence[str]) -> Words:
+    """Sorts the words after the program's name."""
+    config, changes, rest = "", {}, []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        found = re.match(r"--?(no)?config(?:\.([\w.]+))?(=|$)", word)
+        if not found:
+            rest.append(word)
+            continue
+        no, name, given = found.groups()
+        if not (no or given) and words and not re.match("--?[a-z]", words[0]):
+            word = f"{word}={words.pop(0)}"
+        if name:
+            changes.pop(name, None)  # the order is that of what counts
+            changes[name] = word
+        else:
+            config = word.partition("=")[2]
+    return Words(config, changes, rest)
 
 
 def of_program() -> str:
