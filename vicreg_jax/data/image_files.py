@@ -133,18 +133,14 @@ class ImageFiles:
         policies: Sequence[draw.Policy],
         how: How,
     ) -> tuple[np.ndarray, draw.Parameters]:
-        """Returns the images of a batch, see `batches.Batch`, and all parameters.
+        """Returns the images of a batch and all parameters: see `Source`.
 
-        Of the kind "whole" is a canvas for all views of an image: what their boxes
-        cover, at its own resolution, the boxes moved along. Where that does not fit,
-        the canvas holds the finished crops side by side.
+        A "whole" image is a canvas for all its views: what their boxes cover, at its
+        own resolution, the boxes moved along. Where that does not fit, the canvas holds
+        the crops side by side, for which it must have room: v * size.
 
         An image that cannot be read is replaced by the next that can and noted in
         `broken`.
-
-        Args:
-          indices: int [b]; uniforms: float32 [b, v, draw.NUMBERS]; policies: v.
-          how: its canvas, if there is one, is v * size at least.
 
         Raises:
           Refusal: too many images are broken.
@@ -153,16 +149,14 @@ class ImageFiles:
         """
         indices = np.array(indices)
         b, v = uniforms.shape[:2]
-        canvas = (how.canvas, how.canvas)
-        shape = canvas if how.kind == "whole" else (v, how.size, how.size)
+        shape = (v, how.size, how.size)
+        if how.kind == "whole":
+            shape = (how.canvas, how.canvas)
         pictures = np.zeros((b, *shape, how.channels), np.uint8)
-        fill = dict(
-            whole=self._fill_canvas,
-            crops=self._fill_crops,
-            finished=self._fill_views,
-        )
+        fills = {"whole": self._fill_canvas, "crops": self._fill_crops}
+        fills |= {"finished": self._fill_views}
         filters = [policy.interpolation for policy in policies]
-        fill = partial(fill[how.kind], how.size, filters)
+        fill = partial(fills[how.kind], how.size, filters)
         parameters, rows = None, np.arange(b)
         while len(rows):
             images = list(self._threads.map(self._open, indices[rows].tolist()))
