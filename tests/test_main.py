@@ -270,7 +270,7 @@ def refusal(done):
             (DIGITS, "--config.data.name=arrays", "--config.data.path=no.npz"),
             "there is no file 'no.npz'",
         ),
-        ((DIGITS, "--config.wandb=project"), "pip install wandb"),
+        ((DIGITS, "--config.wandb=project"), 'pip install "wandb"'),
     ],
 )
 def test_a_mistake_is_refused_in_one_line(flags, expected, tmp_path):
