@@ -8,9 +8,9 @@ import pytest
 
 from vicreg_jax import config
 from vicreg_jax.command import recipes, usage
+from vicreg_jax.command.usage import sort
 from vicreg_jax.config import evaluation, fields
 from vicreg_jax.refusals import NotFound, Refusal
-from vicreg_jax.command.usage import sort
 
 ROOT = Path(__file__).parents[1]
 
