@@ -9,11 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.losses import (
+    AUTO,
+    BOTH_FORMS,
+    EXPLICIT,
+    assert_close,
+    embeddings,
+    make_mesh,
+)
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
-from test_losses import AUTO, BOTH_FORMS, EXPLICIT, assert_close, embeddings, make_mesh
 
 from vicreg_jax import losses
 

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from helpers.pictures import POLICY, pictures, uniforms
+from helpers.processes import DIGITS, main
+from helpers.stand_in import StandIn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from stand_in import StandIn
-from test_encoded import POLICY, pictures, uniforms
-from test_main import DIGITS, main
 
 from vicreg_jax import config as configs
 from vicreg_jax import files

@@ -12,30 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.checkpoints import saved, tree
+from helpers.processes import environment
+from helpers.runs import RUN, images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_main import environment
 
 from vicreg_jax import train
 from vicreg_jax.devices import processes, sharding
 from vicreg_jax.run.checkpoints import Checkpoints
 from vicreg_jax.weights import loading
-
-
-def tree(scale=1.0):
-    values = jax.random.normal(jax.random.key(0), (64, 33)) * scale
-    return {
-        "a": values,
-        "b": {"c": values.astype(jnp.bfloat16), "step": jnp.int32(3)},
-        "key": jax.random.key(int(scale)),
-    }
-
-
-def saved(folder, *steps, **facts):
-    checkpoints = Checkpoints(folder, facts=facts)
-    for step in steps:
-        checkpoints.save(step, tree(step))
-    checkpoints.close()
 
 
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
@@ -273,20 +259,8 @@ def test_two_processes_agree_on_what_they_restore_and_when_they_stop(tmp_path, m
     )
 
 
-RUN = dict(
-    epochs=2,
-    data=dict(batch_size=16, image_size=8),
-    model=dict(encoder="digits", expander=(16, 16)),
-    optimizer=dict(warmup_epochs=1),
-)
-
-
-def pictures():
-    return np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), np.uint8)
-
-
 def test_the_encoder_of_a_run_is_loaded_as_it_was_trained(tmp_path):
-    trained = train.run(RUN, tmp_path, source=pictures())
+    trained = train.run(RUN, tmp_path, source=images(32, channels=3))
     loaded = loading.load(tmp_path)
     want = trained.encoder
     chex.assert_trees_all_equal(loaded.variables, jax.device_get(want.variables))
@@ -294,9 +268,10 @@ def test_the_encoder_of_a_run_is_loaded_as_it_was_trained(tmp_path):
     assert loaded.module == want.module
     for name in ("mean", "std", "image_size", "config", "step"):
         assert getattr(loaded, name) == getattr(want, name) is not None
-    images = jnp.ones((2, 8, 8, 3))
-    np.testing.assert_array_equal(loaded.apply(images), want.apply(images))
-    np.testing.assert_array_equal(loaded(pictures()), want(pictures()))
+    x = jnp.ones((2, 8, 8, 3))
+    np.testing.assert_array_equal(loaded.apply(x), want.apply(x))
+    given = images(32, channels=3)
+    np.testing.assert_array_equal(loaded(given), want(given))
 
 
 def test_an_encoder_of_the_users_own_is_loaded_when_it_is_given(tmp_path):
@@ -305,7 +280,7 @@ def test_an_encoder_of_the_users_own_is_loaded_when_it_is_given(tmp_path):
         def __call__(self, x, *, train):
             return nn.Dense(12)(x.reshape(len(x), -1))
 
-    trained = train.run(RUN, tmp_path, encoder=Linear(), source=pictures())
+    trained = train.run(RUN, tmp_path, encoder=Linear(), source=images(32, channels=3))
     loaded = loading.load(tmp_path, encoder=Linear())
     want = jax.device_get(trained.encoder.variables)
     chex.assert_trees_all_equal(loaded.variables["params"], want["params"])

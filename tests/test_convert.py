@@ -1,33 +1,17 @@
 """Published weights in and out; the authors' training steps with their weights."""
 
-import zlib
-from math import prod
-from pathlib import Path
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.paths import GOLDEN
+from helpers.torch_files import by_rule
 
 from vicreg_jax import methods, models, optim, train
 from vicreg_jax.devices import sharding
 from vicreg_jax.run.state import TrainState
 from vicreg_jax.weights import torch_names
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def by_rule(name, shape):
-    """A PyTorch tensor drawn from its own name, see golden/README.md."""
-    v = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-    if name.endswith("num_batches_tracked"):
-        return np.zeros([], np.int64)
-    if name.endswith("running_var"):
-        return np.exp(0.1 * v)
-    if name.endswith(("running_mean", "bias")):
-        return 0.1 * v
-    return 1 + 0.1 * v if len(shape) == 1 else v * np.sqrt(2 / prod(shape[1:]))
 
 
 def joint(name="resnet18", widths=(32, 32, 16), dtype=jnp.float32, **options):

@@ -11,8 +11,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from test_checkpoint import RUN, pictures, saved, tree
-from test_main import DIGITS, TINY, environment
+from helpers.checkpoints import saved, tree
+from helpers.processes import DIGITS, TINY, environment
+from helpers.runs import RUN, images
 
 from vicreg_jax import train
 from vicreg_jax.run import checksums, orbax
@@ -42,7 +43,7 @@ WAYS = {
 def run(tmp_path_factory):
     """The checkpoints of a small run, of steps 4 and 6, and its last state."""
     folder = tmp_path_factory.mktemp("run")
-    trained = train.run(RUN | dict(epochs=3), folder, source=pictures())
+    trained = train.run(RUN | dict(epochs=3), folder, source=images(32, channels=3))
     assert Checkpoints(folder / "checkpoints", read_only=True).steps() == [4, 6]
     return folder, trained.state
 
@@ -83,7 +84,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_like_an_undamaged_one(
     folder, last = run
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / "checkpoints" / "6")
-    trained = train.run(RUN | dict(epochs=3), tmp_path, source=pictures())
+    trained = train.run(RUN | dict(epochs=3), tmp_path, source=images(32, channels=3))
     assert "checkpoint not usable, step 6: state/" in caplog.text
     chex.assert_trees_all_equal(trained.state, last)
 

@@ -1,14 +1,13 @@
 """Configs for Detectron2: the numbers of the paper, the images of the encoder."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import yaml
+from helpers.paths import ROOT
 
 from vicreg_jax import config
 
-DETECTION = Path(__file__).parents[1] / "configs" / "detection"
+DETECTION = ROOT / "configs" / "detection"
 
 
 def numbers(text):

@@ -10,41 +10,12 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
-from test_launchers import TPU, by_hand, mpirun
-from test_main import environment
+from helpers.launchers import PROGRAM, TPU, by_hand, mpirun
+from helpers.processes import environment
 
 from vicreg_jax import devices
 from vicreg_jax.devices import distributed, launchers
 from vicreg_jax.refusals import Refusal
-
-# Joins, adds over all devices of all processes, and says what it saw.
-PROGRAM = """if True:
-    import json, sys
-    from vicreg_jax.devices import distributed  # importing main starts no device
-    from vicreg_jax import main  # importing main starts no device
-
-    try:
-        joined = distributed.start(initialization_timeout=int(sys.argv[1]))
-    except Exception as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
-    import jax, jax.numpy as jnp, numpy as np
-    from jax.experimental import multihost_utils
-    from vicreg_jax.devices import sharding
-
-    process = jax.process_index()
-    split = sharding.split(sharding.data_mesh())
-    mine = np.full(jax.local_device_count(), process + 1, np.float32)
-    rows = jax.make_array_from_process_local_data(split, mine)
-    total = jax.jit(jnp.sum, out_shardings=sharding.whole(sharding.data_mesh()))(rows)
-    seen = multihost_utils.process_allgather(np.int32(process))
-    if "fail" in sys.argv and process == 1:
-        distributed.leave(3)
-    said = dict(joined=joined, process=process, of=jax.process_count(),
-        devices=jax.device_count(), total=float(total), seen=np.ravel(seen).tolist())
-    # Gloo writes to the other; in one piece, as others may write here too.
-    sys.stderr.write(json.dumps(said) + "\\n")
-"""
 
 
 def free_port():

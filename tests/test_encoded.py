@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.paths import GOLDEN
+from helpers.pictures import POLICY, picture, pictures, uniforms
 from PIL import Image
 
 from vicreg_jax import config as configs
@@ -25,28 +27,6 @@ from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.data.sources.prepared import prepare
 from vicreg_jax.devices import sharding
 from vicreg_jax.refusals import Refusal
-
-GOLDEN = Path(__file__).parent / "golden"
-POLICY = batches.policies(Config())[1]._replace(blur=0.5)
-
-
-def picture(seed, height, width):
-    """A smooth colour picture, so that resizing is about shapes and not noise."""
-    small = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def pictures(root, classes=("b", "a"), each=4, ending="png"):
-    for c, name in enumerate(classes):
-        (root / name).mkdir(parents=True)
-        for i in range(each):
-            image = picture(10 * c + i, 40 + 3 * i, 60 - 5 * i)
-            image.save(root / name / f"{i}.{ending}")
-    return root
-
-
-def uniforms(b, seed=0):
-    return plan.uniforms(seed, 0, (b, 2, draw.NUMBERS))
 
 
 def test_class_folders_are_labelled_in_alphabetic_order(tmp_path):

@@ -3,8 +3,6 @@
 import json
 import pickle
 import sys
-from dataclasses import replace
-from math import prod
 
 import chex
 import flax.linen as nn
@@ -13,13 +11,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
+from helpers.exports import MEAN, STD, digits, encoder, images, written
+from helpers.torch_files import NO_TORCH
 
 from vicreg_jax import config, models
-from vicreg_jax.weights import Encoder, contents, export, loading
-
-MEAN, STD = config.Data().mean, config.Data().std
-NO_TORCH = "PyTorch (the extra torch) is not installed"
+from vicreg_jax.weights import export, loading
 
 
 class Flat(nn.Module):
@@ -29,46 +25,6 @@ class Flat(nn.Module):
     def __call__(self, x, *, train):
         dense = nn.Dense(5, dtype=x.dtype, param_dtype=jnp.bfloat16, name="a")
         return dense(x.reshape(len(x), -1)) * self.param("b", nn.initializers.ones, [])
-
-
-def encoder(module, *, size=32, run=None):
-    """A module with variables that are drawn as if it were trained."""
-    rng = np.random.default_rng(0)
-
-    def draw(name, like):
-        v = rng.standard_normal(like.shape)
-        kind = name.rpartition("/")[2]
-        scale = np.sqrt(2 / prod(like.shape[:-1])) if kind == "kernel" else 0.1
-        shift = 1 if kind == "scale" else 0
-        return np.asarray(
-            np.exp(v * 0.1) if kind == "var" else shift + scale * v
-        ).astype(like.dtype)
-
-    shapes = contents.flatten(contents.abstract(module, size=size, channels=3))
-    variables = {name: draw(name, like) for name, like in shapes.items()}
-    variables = unflatten_dict(variables, sep="/")
-    return Encoder(
-        module,
-        variables,
-        mean=MEAN,
-        std=STD,
-        image_size=size,
-        config=run,
-        step=12,
-        source="runs/mine",
-    )
-
-
-def digits(**options):
-    return encoder(models.create("digits", **options), size=8)
-
-
-def written(given, folder, *formats, size=32):
-    return export.write(replace(given, image_size=size), folder, formats=formats)
-
-
-def images(n, size):
-    return np.random.default_rng(1).standard_normal((n, size, size, 3), np.float32)
 
 
 def features(loaded, x):

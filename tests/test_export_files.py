@@ -6,7 +6,7 @@ from pathlib import Path
 
 import chex
 import pytest
-from test_export import MEAN, STD, digits, images, written
+from helpers.exports import MEAN, STD, digits, images, written
 
 from vicreg_jax import models
 from vicreg_jax.weights import Encoder, export, loading

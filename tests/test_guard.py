@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_main import environment
-from test_train import SMALL, images, records, state_of
+from helpers.processes import environment
+from helpers.records import lines
+from helpers.runs import SMALL, images, state_of
 
 from vicreg_jax import methods, models, train
 from vicreg_jax.data import plan
@@ -75,11 +76,11 @@ def test_a_run_goes_on_after_a_few_bad_steps_and_counts_them(tmp_path):
     source[first] = 0  # in step 1 of four an epoch; with mean and std 0.5 it is -1
     config = SMALL | GUARD | dict(augment=dict(jitter=0.0, solarize=(0.0, 0.0)))
     trained = train.run(config, tmp_path, source=source, encoder=Sometimes())
-    lines = records(tmp_path)
-    assert [line["step"] for line in lines] == list(range(1, 9))
-    assert [line["skipped_steps"] for line in lines][-1] == 2
+    written = lines(tmp_path)
+    assert [line["step"] for line in written] == list(range(1, 9))
+    assert [line["skipped_steps"] for line in written][-1] == 2
     assert int(trained.state.skipped[1]) == 2
-    assert sum("loss" not in line for line in lines) == 2  # what is no number
+    assert sum("loss" not in line for line in written) == 2  # what is no number
     chex.assert_tree_all_finite(trained.state.params)
 
 
@@ -289,5 +290,5 @@ def test_a_run_whose_data_hangs_is_ended_and_continues(tmp_path):
     assert (tmp_path / "stuck_0.txt").exists()
     done = subprocess.run([*command, "go"], **how)
     assert done.returncode == 0 and "continuing" in done.stderr, done.stderr
-    steps = [line["step"] for line in records(tmp_path)]
+    steps = [line["step"] for line in lines(tmp_path)]
     assert steps[-1] == 16 and len(set(steps)) == len(steps)

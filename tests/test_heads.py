@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from test_models import assert_close, count, numpy_norm, shapes
+from helpers.modules import assert_close, count, numpy_norm, shapes
 
 from vicreg_jax import models
 from vicreg_jax.models import heads

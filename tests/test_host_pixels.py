@@ -1,14 +1,15 @@
 """Pixels made on the host, against those of the accelerator and Pillow's pictures."""
 
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.paths import GOLDEN, ROOT
+from helpers.processes import main
+from helpers.records import lines
 from PIL import Image
-from test_main import ROOT, lines, main
 
 from vicreg_jax import config as configs
 from vicreg_jax.config import Config
@@ -20,7 +21,7 @@ from vicreg_jax.devices import sharding
 
 pytest.importorskip("numba", reason='needs pip install "vicreg_jax[data]"')
 
-GOLDEN = np.load(Path(__file__).parent / "golden" / "augment.npz")
+NUMBERS = np.load(GOLDEN / "augment.npz")
 HALF_A_LEVEL = 0.5  # of 255: what rounding to 8 bits may do to a pixel
 
 
@@ -66,7 +67,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_is_that_of_the_accelerator(name, channels):
-    for image in (noise(channels=channels)[0], GOLDEN["image"][..., :channels]):
+    for image in (noise(channels=channels)[0], NUMBERS["image"][..., :channels]):
         for parameter in OPERATIONS[name]:
             got = applied(name, image, parameter)
             flag = name in ("grey", "solarize")
@@ -84,7 +85,7 @@ def test_an_operation_is_that_of_the_accelerator(name, channels):
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_crop_is_that_of_the_accelerator(channels, interpolation):
-    image = GOLDEN["image"][..., :channels]
+    image = NUMBERS["image"][..., :channels]
     for *box, size in [
         *((0, 0, 120, 160, 32), (3, 5, 100, 150, 224), (10, 20, 30, 24, 24)),
         *((119, 0, 1, 160, 17), (0, 159, 120, 1, 16), (50, 60, 1, 1, 5)),
@@ -112,9 +113,9 @@ def test_a_crop_is_that_of_the_accelerator(channels, interpolation):
 
 @pytest.mark.parametrize("crop", range(4))
 def test_a_crop_is_that_of_pillow(crop):
-    *box, size = GOLDEN[f"crop{crop}/box"].tolist()
-    picture = on_host.crop_resize(GOLDEN["image"], np.array(box), size=size)
-    differences = np.abs(255 * picture.T - GOLDEN[f"crop{crop}/bicubic"])
+    *box, size = NUMBERS[f"crop{crop}/box"].tolist()
+    picture = on_host.crop_resize(NUMBERS["image"], np.array(box), size=size)
+    differences = np.abs(255 * picture.T - NUMBERS[f"crop{crop}/bicubic"])
     # Pillow rounds to 8 bits after each of its two passes, half a level each; and rows
     # come before columns here, see above.
     assert differences.mean() < HALF_A_LEVEL and differences.max() < 10
@@ -142,8 +143,8 @@ def test_a_crop_is_that_of_pillow(crop):
 def test_an_operation_is_that_of_pillow(name, largest):
     operation, _, number = name.partition("/")
     operation = {"grayscale": "grey"}.get(operation, operation)
-    got = applied(operation, GOLDEN["image"], float(number or 1))
-    differences = np.abs(got.astype(int) - GOLDEN[name])
+    got = applied(operation, NUMBERS["image"], float(number or 1))
+    differences = np.abs(got.astype(int) - NUMBERS[name])
     # Pillow cuts off what is rounded here: half a level on average.
     assert differences.mean() < HALF_A_LEVEL + 0.05 and differences.max() <= largest
 
@@ -152,8 +153,8 @@ def test_a_chain_of_operations_is_that_of_pillow():
     numbers = dict(brightness=1.3, contrast=0.7, saturation=1.15, hue=0.06, sigma=1.2)
     one = {name: np.float32(x) for name, x in numbers.items()}
     view = neutral()._replace(**one, solarize=np.True_)
-    got = as_levels(on_host.recolour(as_picture(GOLDEN["image"]), view))
-    differences = np.abs(got.astype(int) - GOLDEN["chain"])
+    got = as_levels(on_host.recolour(as_picture(NUMBERS["image"]), view))
+    differences = np.abs(got.astype(int) - NUMBERS["chain"])
     # As for the accelerator's, and half a level for the rounding here.
     assert differences.mean() < 1.5 and differences.max() < 4.5
 
@@ -180,7 +181,7 @@ def test_a_view_for_which_nothing_was_drawn_is_the_image():
 def test_a_whole_view_is_that_of_the_accelerator(channels):
     policy = batches.policies(Config())[1]._replace(blur=0.5, solarize=0.3)
     n, size = 48, 24  # two of each order of the colours
-    image = GOLDEN["image"][..., :channels]
+    image = NUMBERS["image"][..., :channels]
     images = np.broadcast_to(image, (n, *image.shape))
     uniforms = np.random.default_rng(0).random((n, 1, draw.NUMBERS), np.float32)
     drawn = draw.parameters(uniforms, np.array(image.shape[:2]), [policy])

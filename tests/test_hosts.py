@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.processes import environment
 from PIL import Image
-from test_main import environment
 
 STEPS = (0, 1, 7)  # 6 steps an epoch
 # One host: prepares its rows of each step, in its own process, in its own order.

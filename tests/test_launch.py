@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,15 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-import test_processes
-import yaml
-from test_distributed import PROGRAM
-from test_main import environment, lines
+from helpers.launch import LAUNCH, MAIN, checker, documents, executable
+from helpers.launchers import PROGRAM
+from helpers.paths import ROOT
+from helpers.processes import FOUR_EPOCHS, environment
+from helpers.records import lines
 
-ROOT = Path(__file__).parents[1]
-LAUNCH = ROOT / "launch"
 SCRIPTS = ("slurm.sbatch", "tpu_pod.sh")
-MAIN = ("-u", "-m", "vicreg_jax.main")
 # What quoting must not change.
 FLAGS = ("--config=configs/digits.py", "--workdir=/runs/a b", "--config.x=($HOME,'1')")
 
@@ -38,27 +35,6 @@ print(*sys.argv[1:], sep="\\n", flush=True)
 print("running", flush=True)
 time.sleep(60)
 """
-
-
-def checker(name):
-    """The path of a program from the registry of Python packages."""
-    found = shutil.which(
-        name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    )
-    if not found:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-def executable(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return path
-
-
-def documents(name):
-    return list(yaml.safe_load_all((LAUNCH / name).read_text()))
 
 
 def wait_for(condition, seconds=30):
@@ -328,7 +304,7 @@ def test_slurm_starts_a_cluster_of_two_processes(tmp_path):
 
 @pytest.mark.slow
 def test_slurm_trains_a_run_of_two_processes(tmp_path):
-    flags = (*test_processes.FLAGS, f"--workdir={tmp_path / 'run'}")
+    flags = (*FOUR_EPOCHS, f"--workdir={tmp_path / 'run'}")
     variables = dict(JAX_NUM_CPU_DEVICES="2", NPROC="16", PYTHONPATH=str(ROOT))
     with slurm(tmp_path, sys.executable, free_job(), flags, **variables) as job:
         _, err = job.communicate(timeout=300)

@@ -1,18 +1,11 @@
 """What made environments say: to join, to stay alone, or a refusal."""
 
 import pytest
+from helpers.launchers import TPU, by_hand, mpirun
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vicreg_jax.devices import distributed, launchers
-
-
-def by_hand(process, of, port, host="127.0.0.1"):
-    return {
-        "JAX_COORDINATOR_ADDRESS": f"{host}:{port}",
-        "JAX_NUM_PROCESSES": str(of),
-        "JAX_PROCESS_ID": str(process),
-    }
 
 
 def step(tasks, process, **changes):
@@ -31,15 +24,6 @@ def step(tasks, process, **changes):
     } | changes
 
 
-def mpirun(tasks, process, **changes):
-    return {
-        "OMPI_COMM_WORLD_SIZE": str(tasks),
-        "OMPI_COMM_WORLD_RANK": str(process),
-        "OMPI_COMM_WORLD_LOCAL_SIZE": str(tasks),
-        "OMPI_COMM_WORLD_LOCAL_RANK": str(process),
-    } | changes
-
-
 def explicit(address, of, process, **more):
     return dict(
         coordinator_address=address,
@@ -50,7 +34,6 @@ def explicit(address, of, process, **more):
     )
 
 
-TPU = {"TPU_ML_PLATFORM": "JAX"}
 GKE = TPU | {"TPU_WORKER_HOSTNAMES": "job-0.svc,job-1.svc", "TPU_WORKER_ID": "1"}
 MADE = {"JAX_COORDINATOR_ADDRESS": "node:80", "JAX_NUM_PROCESSES": "4"}
 

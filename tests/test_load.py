@@ -1,42 +1,18 @@
 """Encoders from files: which are read, what is found in them, what is refused."""
 
 import importlib
-from pathlib import Path
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_checkpoint import RUN, pictures
-from test_convert import by_rule
+from helpers.paths import GOLDEN
+from helpers.runs import RUN, images
+from helpers.torch_files import NO_TORCH, drawn, official, saved, shapes_of
 
 from vicreg_jax import config, models, train
 from vicreg_jax.weights import contents, loading, torch_names
-
-GOLDEN = Path(__file__).parent / "golden"
-NO_TORCH = "PyTorch (the extra torch) is not installed"
-
-
-def shapes_of(module):
-    """The state dict of a module, of zeros that occupy nothing."""
-    shapes = contents.abstract(module, size=64, channels=3)
-    zeros = jax.tree.map(lambda s: np.broadcast_to(np.float32(0), s.shape), shapes)
-    return torch_names.torch_views(zeros)
-
-
-def drawn(module):
-    """The state dict of a module in float32, drawn from the tensors' names."""
-    tensors = {k: by_rule(k, v.shape) for k, v in shapes_of(module).items()}
-    return {k: v if v.ndim == 0 else np.float32(v) for k, v in tensors.items()}
-
-
-def saved(path, content):
-    """Writes NumPy arrays as tensors, wherever they are in `content`."""
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
-    arrays = jax.tree.map(lambda x: torch.tensor(np.array(x)), content)
-    torch.save(arrays, path)
-    return path
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet50"])
@@ -82,15 +58,6 @@ def test_the_architecture_is_told_by_names_and_shapes(tmp_path, name, options):
     assert (loaded.mean, loaded.std) == (config.Data().mean, config.Data().std)
     # Published encoders saw 224; those with a stem for small images who knows what.
     assert loaded.image_size == (None if options.get("stem") else 224)
-
-
-def official(prefix="module."):
-    """The authors' checkpoint: encoder and projector under "model", and more."""
-    encoder = models.create("resnet18")
-    module = models.JointEmbedding(encoder, models.Expander((32, 32, 16)))
-    state_dict = drawn(module)
-    model = {f"{prefix}{name}": value for name, value in state_dict.items()}
-    return encoder, state_dict, {"epoch": 7, "model": model, "optimizer": {}}
 
 
 def test_the_authors_full_checkpoint_goes_in_and_out_bit_for_bit(tmp_path):
@@ -182,7 +149,7 @@ def test_a_module_of_ones_own_overrides_what_shapes_tell(tmp_path, caplog):
 
 
 def test_a_run_is_loaded_with_expander_config_and_step(tmp_path):
-    trained = train.run(RUN, tmp_path, source=pictures())
+    trained = train.run(RUN, tmp_path, source=images(32, channels=3))
     loaded = loading.load(tmp_path)
     want = jax.device_get(trained.encoder.variables)
     chex.assert_trees_all_equal(loaded.variables, want)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_load import NO_TORCH, drawn, official, saved, shapes_of
+from helpers.torch_files import NO_TORCH, drawn, official, saved, shapes_of
 
 from vicreg_jax import config, models
 from vicreg_jax.refusals import Refusal

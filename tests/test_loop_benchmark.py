@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from test_main import ROOT, environment
+from helpers.paths import ROOT
+from helpers.processes import environment
 
 
 def benchmark(*flags):

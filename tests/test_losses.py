@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import math
 from functools import partial
-from pathlib import Path
 
 import chex
 import hypothesis
@@ -12,14 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.losses import (
+    AUTO,
+    BOTH_FORMS,
+    EXPLICIT,
+    assert_close,
+    embeddings,
+    make_mesh,
+    per_device,
+    published,
+    total,
+)
+from helpers.paths import GOLDEN
 from hypothesis import strategies as st
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from vicreg_jax import losses
 
-GOLDEN = Path(__file__).parent / "golden"
 CASES = [
     *itertools.product(
         ["loss.npz"],
@@ -27,40 +37,12 @@ CASES = [
     ),
     ("loss_large.npz", "large"),
 ]
-AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
-BOTH_FORMS = pytest.mark.parametrize("n, d", [(16, 24), (24, 16)])  # Gram, direct
 
 # Rounding of float32 sums in another order: the worst leaf of this file has 5e-7.
 SAME = 1e-6
 
 
-def embeddings(n, d, *, views=2, seed=0):
-    z = np.random.default_rng(seed).normal(scale=0.5, size=(views, n, d))
-    return tuple(jnp.asarray(z))
-
-
-def total(*views, **options):
-    terms = losses.vicreg(*views, **options)
-    return 25 * terms.invariance + 25 * terms.variance + terms.covariance, terms
-
-
-def published(*views, **options):
-    """Returns the terms and the gradients of the published loss."""
-    loss = jax.grad(partial(total, **options), tuple(range(len(views))), has_aux=True)
-    gradients, terms = loss(*views)
-    return terms, gradients
-
-
 compiled = jax.jit(published)  # one device's numbers, without minutes of eager calls
-
-
-def assert_close(got, want, tolerance):
-    """Compares every leaf by its L2 distance, relative to the norm of the wanted."""
-    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        distance = np.linalg.norm(a - b)
-        assert distance <= tolerance * np.linalg.norm(b), (distance, np.linalg.norm(b))
 
 
 def check_golden(file, case, dtype, tolerance):
@@ -266,13 +248,6 @@ LAYOUTS = {  # sizes of the mesh, type of its axes, layout of the embeddings
 }
 
 
-def make_mesh(sizes=(8,), kind=AUTO):
-    axes = ("data", "model")[: len(sizes)]
-    if kind == EXPLICIT:
-        return jax.make_mesh(sizes, axes)  # explicit is what JAX makes if not asked
-    return Mesh(np.reshape(jax.devices(), sizes), axes, axis_types=(kind,) * len(axes))
-
-
 @BOTH_FORMS
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_jit_of_a_sharded_batch_gives_the_numbers_of_one_device(layout, n, d):
@@ -326,19 +301,6 @@ def test_a_mask_of_a_sharded_batch_gives_the_numbers_of_one_device(kind, n, d):
     where, *split = jax.device_put((where, *views), split)
     got = compiled(*split, where=where)
     assert_close(got, compiled(*views, where=where), SAME)
-
-
-def per_device(function, mesh, axis, *, check_vma):
-    rows = P(axis)
-    return jax.jit(
-        jax.shard_map(
-            partial(function, axis_name=axis),
-            mesh=mesh,
-            in_specs=rows,
-            out_specs=(P(), rows),
-            check_vma=check_vma,
-        )
-    )
 
 
 @pytest.mark.parametrize("check_vma", [True, False])

@@ -6,9 +6,9 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.losses import AUTO, EXPLICIT, embeddings, make_mesh, per_device, published
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_losses import AUTO, EXPLICIT, embeddings, make_mesh, per_device, published
 
 from vicreg_jax import losses
 

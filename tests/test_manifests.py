@@ -8,7 +8,8 @@ import sys
 import tomllib
 
 import pytest
-from test_launch import LAUNCH, MAIN, ROOT, checker, documents, executable
+from helpers.launch import LAUNCH, MAIN, checker, documents, executable
+from helpers.paths import ROOT
 
 from vicreg_jax.devices import launchers
 

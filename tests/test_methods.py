@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_train import SMALL, images, records
+from helpers.records import lines
+from helpers.runs import SMALL, images
 
 from vicreg_jax import losses, methods, models, train
 from vicreg_jax.devices import sharding
@@ -171,7 +172,7 @@ def test_a_target_follows_the_parameters_and_is_part_of_the_run(tmp_path):
     chex.assert_trees_all_close(
         jax.device_get(state.target), want, rtol=1e-5, atol=1e-7
     )
-    assert "distance" in records(tmp_path / "one")[0]
+    assert "distance" in lines(tmp_path / "one")[0]
     longer = config | dict(epochs=2)
     whole = train.run(longer, tmp_path / "whole", **how)
     again = train.run(longer, tmp_path / "one", **how)
@@ -192,9 +193,9 @@ def test_three_views_train_by_the_mean_over_pairs(name, tmp_path):
     )
     trained = train.run(config, tmp_path, source=images())
     assert int(trained.state.step) == 4
-    lines = records(tmp_path)
+    written = lines(tmp_path)
     weights = methods.METHODS[name].weights
-    for line in lines:
+    for line in written:
         total = sum(weight * line[term] for term, weight in weights.items())
         assert line["loss"] == pytest.approx(total, rel=1e-5)
 

@@ -1,22 +1,21 @@
 """Encoders and heads against PyTorch's numbers, closed forms and NumPy."""
 
 import re
-import zlib
 from functools import partial
-from math import prod
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from helpers.modules import assert_close, count, numpy_norm, shapes
+from helpers.paths import GOLDEN
+from helpers.torch_files import by_rule
 
 from vicreg_jax import models
 from vicreg_jax.devices import sharding
 from vicreg_jax.models import resnet
 
-GOLDEN = Path(__file__).parent / "golden"
 PARAMETERS = {  # without the classifier; but for the last, torchvision's
     "resnet18": 11_176_512,
     "resnet34": 21_284_672,
@@ -25,22 +24,6 @@ PARAMETERS = {  # without the classifier; but for the last, torchvision's
     "resnet152": 58_143_808,
     "resnet200": 62_624_832,  # summed over its convolutions and norms apart from here
 }
-
-
-def shapes(module, *shape):
-    """The variables for an input [1, *shape] without their numbers."""
-    init = partial(module.init, train=False)
-    return jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, *shape)))
-
-
-def count(tree):
-    return sum(prod(x.shape) for x in jax.tree.leaves(tree))
-
-
-def assert_close(got, want, tolerance):
-    """Compares to the largest number, as entries near zero have no digits to lose."""
-    want = np.asarray(want)
-    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
 
 
 # PyTorch's numbers, in float64. 1e-8 is for sums in another order through 50 layers
@@ -60,16 +43,6 @@ def our_path(name):
     }
     collection, leaf = place[leaf]
     return (collection, *path, leaf)
-
-
-def by_rule(name, shape):
-    """A PyTorch tensor drawn from its own name, see golden/README.md."""
-    v = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
-    if name.endswith("running_var"):
-        return np.exp(0.1 * v)
-    if name.endswith(("running_mean", "bias")):
-        return 0.1 * v
-    return 1 + 0.1 * v if len(shape) == 1 else v * np.sqrt(2 / prod(shape[1:]))
 
 
 def torch_variables(names, wanted):
@@ -271,14 +244,6 @@ def test_only_the_last_scale_of_a_block_starts_at_zero(fresh):
 
 
 # BatchNorm
-
-
-def numpy_norm(x, scale, bias):
-    """The output and the statistics of a batch, in float64."""
-    rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
-    mean, biased = rows.mean(0), rows.var(0)
-    y = (x - mean) / np.sqrt(biased + 1e-5) * scale + bias
-    return y, mean, rows.var(0, ddof=1)
 
 
 def norm_case(*shape, seed=0):

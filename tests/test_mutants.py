@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_main import environment
+from helpers.processes import environment
 
 # Mutants of made pictures, and of real photographs where there are any. In a process of
 # its own: a decoder that crashes would take the tests with it.

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.processes import DIGITS, TINY, environment, main
+from helpers.records import lines, without_times
 from sklearn.neighbors import KNeighborsClassifier
-from test_main import DIGITS, TINY, environment, lines, main, without_times
 
 from vicreg_jax import config as configs
 from vicreg_jax import train

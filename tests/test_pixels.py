@@ -1,12 +1,12 @@
 """Pixel operations against Pillow's pictures, SciPy and NumPy."""
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.paths import GOLDEN
 from scipy import ndimage
 
 from vicreg_jax.config import Config
@@ -14,7 +14,6 @@ from vicreg_jax.data import batches
 from vicreg_jax.data.augment import draw, on_device
 from vicreg_jax.devices import sharding
 
-GOLDEN = Path(__file__).parent / "golden"
 POLICY = batches.policies(Config())[1]._replace(
     rotation=20.0, shear=0.3, blur=0.5, solarize=0.5
 )

@@ -2,17 +2,15 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 from vicreg_jax import config
 from vicreg_jax.command import recipes, usage
 from vicreg_jax.command.usage import sort
 from vicreg_jax.config import evaluation, fields
 from vicreg_jax.refusals import NotFound, Refusal
-
-ROOT = Path(__file__).parents[1]
 
 
 def command_line(*words):

@@ -5,12 +5,12 @@ import os
 import random
 import re
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from helpers.pictures import POLICY, assert_same_views, picture, uniforms
+from helpers.refusals import refused
 from PIL import Image
-from test_encoded import POLICY, picture, uniforms
 
 from vicreg_jax.config import Data
 from vicreg_jax.data.source import How
@@ -24,13 +24,6 @@ tfds = pytest.importorskip("tensorflow_datasets")
 F = tfds.features
 FORMATS = ("tfrecord", "array_record")
 INSTALL = re.escape('pip install "vicreg_jax[data]"')
-
-
-@contextmanager
-def refused(kind, message):
-    with pytest.raises(kind, match=message) as error:
-        yield
-    assert "\n" not in str(error.value)
 
 
 def write(path, data):
@@ -148,15 +141,6 @@ def shards(root, data, key, each=5):
         rows = [tf_example({key: x, "label": 0}) for x in data[i : i + each]]
         write(root / f"train-{i // each}", rows)
     return f"{root}/train-*"
-
-
-def assert_same_views(got, want):
-    indices, numbers = np.array([7, 0, 3, 11, 3]), uniforms(5)
-    got = got.views(indices, numbers, [POLICY] * 2, How("crops", 16))
-    want = want.views(indices, numbers, [POLICY] * 2, How("crops", 16))
-    np.testing.assert_array_equal(got[0], want[0])
-    for x, y in zip(got[1], want[1], strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 @pytest.mark.parametrize("key", ["image/encoded", "image"])

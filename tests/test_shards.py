@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.pictures import POLICY, picture, pictures, uniforms
+from helpers.processes import environment
 from PIL import Image
-from test_encoded import POLICY, picture, pictures, uniforms
-from test_main import environment
 
 from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.source import How

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from helpers.paths import ROOT
+from helpers.pictures import assert_same_views, picture
+from helpers.processes import environment, main
+from helpers.refusals import refused
 from PIL import Image
-from test_encoded import picture
-from test_main import ROOT, environment, main
-from test_records import assert_same_views, refused
 
 from vicreg_jax.config import Data
 from vicreg_jax.data.image_files import ImageFiles

@@ -13,6 +13,8 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from helpers.records import lines
+from helpers.runs import SMALL, images, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,16 +22,7 @@ from vicreg_jax import config as configs
 from vicreg_jax import losses, methods, models, optim, train
 from vicreg_jax.devices import sharding
 from vicreg_jax.run import session
-from vicreg_jax.run.state import TrainState
 from vicreg_jax.train import build, pretrain
-
-SMALL = dict(
-    epochs=2,
-    data=dict(batch_size=16, image_size=8, mean=(0.5,), std=(0.5,)),
-    model=dict(encoder="digits", expander=(16, 16)),
-    optimizer=dict(warmup_epochs=1),
-    every=dict(log_steps=1),
-)
 
 
 class Linear(nn.Module):
@@ -49,26 +42,6 @@ class Maps(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
         return nn.Dense(3)(x)
-
-
-def images(n=64, size=8, channels=1, seed=0):
-    shape = (n, size, size, channels)
-    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
-
-
-def state_of(model, tx, sample):
-    variables = model.init(jax.random.key(0), sample, train=False)
-    return TrainState(
-        step=jnp.zeros([], jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=tx.init(variables["params"]),
-    )
-
-
-def records(workdir):
-    text = (workdir / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_a_step_is_the_gradient_of_the_weighted_terms_of_two_passes():
@@ -144,7 +117,7 @@ def test_run_takes_the_users_encoder_source_and_optimizer(tmp_path):
     y = trained.encoder.apply(jnp.zeros((3, 8, 8, 1)))
     assert y.shape == (3, 12)
     assert int(trained.state.step) == 8  # 2 epochs of 64 / 16
-    found = records(tmp_path)
+    found = lines(tmp_path)
     assert [r["step"] for r in found] == list(range(1, 9))
     assert found[-1]["loss"] < found[0]["loss"]
     assert "learning_rate" not in found[0]  # the transformation's own

@@ -5,8 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.runs import SMALL
 from PIL import Image
-from test_train import SMALL
 
 from vicreg_jax import train
 from vicreg_jax.data.sources.folder import open_folder

@@ -2,10 +2,10 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.paths import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,6 @@ from vicreg_jax.config import Config
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 
-GOLDEN = Path(__file__).parent / "golden"
 PUBLISHED = batches.policies(Config())[1]._replace(
     **dict(crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), blur=0.5, solarize=0.2)
 )

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.evaluations import BATCH, CLASSES, SIZE, fit, load, newest, protocol
 from PIL import Image
 
 from vicreg_jax import config as configs
 from vicreg_jax import models
-from vicreg_jax.config import evaluation as protocols
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import How
@@ -19,53 +19,8 @@ from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import heads, supervised
 from vicreg_jax.evaluate.features import encode
-from vicreg_jax.evaluate.inputs import held_out, inputs
+from vicreg_jax.evaluate.inputs import held_out
 from vicreg_jax.weights import Encoder
-
-CLASSES, SIZE, BATCH = 3, 8, 16
-WHOLE = dict(crop_scale=(1.0, 1.0), flip=0.0)  # of square images always the whole
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """An encoder with random weights, and a run's config that fits."""
-    config = configs.parse(
-        dict(data=dict(name="arrays", path="x", image_size=SIZE, mean=[0.4], std=[0.3]))
-    )
-    encoder = models.create("digits")
-    images = jnp.zeros((2, SIZE, SIZE, 1))
-    variables = encoder.init(jax.random.key(1), images, train=False)
-    return config, encoder, variables
-
-
-@pytest.fixture
-def data(tmp_path):
-    """Noisy images whose class is a bright row."""
-    rng = np.random.default_rng(0)
-    made = {}
-    for part, n in (("", 52), ("test_", 30)):
-        labels = np.arange(n) % CLASSES
-        images = rng.integers(0, 150, (n, SIZE, SIZE, 1))
-        images[np.arange(n), 2 * labels] += 105
-        made |= {f"{part}images": images.astype(np.uint8), f"{part}labels": labels}
-    np.savez(tmp_path / "data.npz", **made)
-    return str(tmp_path / "data.npz")
-
-
-def protocol(path, *, task="linear", epochs=3, augment=WHOLE, **groups):
-    data = dict(name="arrays", path=path, batch_size=BATCH)
-    given = dict(task=task, checkpoint="run", seed=5, epochs=epochs, data=data)
-    return protocols.parse(given | dict(augment=augment) | groups)
-
-
-def load(given, config):
-    return inputs(given, config, mean=config.data.mean, std=config.data.std)
-
-
-def fit(given, trained, workdir):
-    config, encoder, variables = trained
-    workdir.mkdir(exist_ok=True)
-    return supervised.fit(given, workdir, encoder, variables, load(given, config))
 
 
 def numpy_sgd(x, labels, w, *, rate, decay, momentum, nesterov, epochs, seed=5):
@@ -121,19 +76,6 @@ def test_a_head_is_what_numpy_makes_of_the_frozen_features(
     right = 100 * np.mean(np.argmax(asked @ w + b, axis=1) == found.test.labels)
     assert outcome.test[0, 0] == pytest.approx(right) and outcome.chosen == 0
     assert outcome.test[0, 1] == 100.0  # three classes are among the first five
-
-
-def newest(workdir):
-    """The parameters of the newest checkpoint."""
-    import orbax.checkpoint as ocp
-
-    manager = ocp.CheckpointManager(
-        (workdir / "checkpoints").absolute(), item_names=("state", "meta")
-    )
-    args = ocp.args.Composite(state=ocp.args.StandardRestore())
-    state = manager.restore(manager.latest_step(), args=args)["state"]
-    manager.close()
-    return state["params"]
 
 
 def test_each_head_of_a_bank_is_the_head_trained_alone(trained, data, tmp_path):

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_linear import data as data  # noqa: F401, a fixture
-from test_linear import fit, load, newest, protocol
-from test_linear import trained as trained  # noqa: F401, a fixture
-from test_main import ROOT, environment
+from helpers.evaluations import fit, load, newest, protocol
+from helpers.paths import ROOT
+from helpers.processes import environment
 
 from vicreg_jax.evaluate import heads, supervised
 from vicreg_jax.evaluate.inputs import held_out
@@ -108,7 +107,7 @@ def test_a_stuck_evaluation_ends_itself(data, tmp_path):
         import sys, threading
         sys.path.insert(0, {str(ROOT / "tests")!r})
         import jax, numpy as np
-        from test_linear import load, protocol
+        from helpers.evaluations import load, protocol
         from vicreg_jax import config as configs, models
         from vicreg_jax.evaluate import supervised
         from vicreg_jax.run.watchdog import Watchdog
