@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from PIL import Image
 
 from vicreg_jax import config
@@ -33,9 +34,7 @@ def test_digits_are_split_into_1437_and_360_images():
 
 
 def test_the_splits_of_the_digits_share_no_image_and_lose_none():
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
+    data = sklearn.datasets.load_digits()
     original = np.rint(data.images / 16 * 255).astype(np.uint8)[..., None]
     train, test = load_digits()
     assert sorted(rows(train) + rows(test)) == sorted(rows((original, data.target)))

@@ -14,7 +14,7 @@ from helpers.launchers import PROGRAM, TPU, by_hand, mpirun
 from helpers.processes import environment
 
 from vicreg_jax import devices
-from vicreg_jax.devices import distributed, launchers
+from vicreg_jax.devices import distributed, found, launchers
 from vicreg_jax.refusals import Refusal
 
 
@@ -49,7 +49,7 @@ def run(*environments, **options):
 def test_the_gpus_of_nvidia_smi_are_to_be_used(tmp_path, monkeypatch):
     devices.check_gpus()  # on a CPU there is nothing to check
     asked = []
-    monkeypatch.setattr(devices, "_backend", lambda: "gpu")
+    monkeypatch.setattr(found, "_backend", lambda: "gpu")
     monkeypatch.setattr(
         launchers, "idle_gpus", lambda _, used, present: asked.append(present)
     )

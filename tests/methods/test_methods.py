@@ -20,10 +20,8 @@ from vicreg_jax.run.state import TrainState
 ENCODERS = {
     "digits": (models.create("digits", dtype=jnp.float64), 8, 1),
     "resnet": (
-        models.create(
-            "resnet18", stem="cifar", zero_init_residual=False, dtype=jnp.float64
-        ),
-        32,
+        models.create("resnet18", zero_init_residual=False, dtype=jnp.float64),
+        96,
         3,
     ),
 }
@@ -41,13 +39,12 @@ def in_passes(module, variables, views):
     return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *seen), stats
 
 
-@pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name, count", [("digits", 3), ("resnet", 2)])
 def test_views_in_one_pass_are_a_pass_for_each(name, count, float64):
     encoder, size, channels = ENCODERS[name]
     expander = models.Expander((16, 8), dtype=jnp.float64)
     module = models.JointEmbedding(encoder, expander)
-    shape = (4, count, size, size, channels)
+    shape = (3, count, size, size, channels)
     views = jax.random.normal(jax.random.key(0), shape, jnp.float64)
     variables = module.init(jax.random.key(1), views, train=False)
     chex.assert_trees_all_equal(

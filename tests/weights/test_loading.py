@@ -11,7 +11,7 @@ from helpers.paths import GOLDEN
 from helpers.runs import RUN, images
 from helpers.torch_files import NO_TORCH, drawn, official, saved, shapes_of
 
-from vicreg_jax import config, models, train
+from vicreg_jax import config, methods, models, train
 from vicreg_jax.weights import contents, loading, torch_names
 
 
@@ -156,7 +156,8 @@ def test_a_run_is_loaded_with_expander_config_and_step(tmp_path):
     want = jax.device_get(trained.state)
     for name, tree in (("params", want.params), ("batch_stats", want.batch_stats)):
         chex.assert_trees_all_equal(loaded.expander[name], tree["expander"])
-    assert loaded.config == config.parse(RUN)
+    weights = dict(methods.Vicreg.weights)  # the run writes them out
+    assert loaded.config == config.parse(RUN | dict(loss=weights))
     assert (loaded.step, loaded.source) == (int(want.step), str(tmp_path))
     data = config.parse(RUN).data
     assert (loaded.mean, loaded.std) == (data.mean, data.std)
