@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vicreg_jax.refusals import Refusal
+
 Variables = dict[str, Any]  # "params" and "batch_stats"
 
 STATISTICS = {"running_mean": "mean", "running_var": "var"}
