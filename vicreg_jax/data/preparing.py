@@ -1,6 +1,7 @@
 """Writes a data set once, as `sources.prepared` describes and reads it."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -141,13 +142,16 @@ def _write_shards(images, out, settings, progress):
     broken = [x for entry in finished for x in entry["broken"]]
     done = sum(entry["examples"] + len(entry["broken"]) for entry in finished)
     progress(done, n)
-    make, ahead = partial(_make, images, settings), 4 * images.threads
+    left = [i for i in range(total) if not entries[i]]
     with ThreadPoolExecutor(images.threads) as threads:
-        for i in (i for i in range(total) if not entries[i]):
+        make = partial(_make, images, settings)
+        indices = itertools.chain.from_iterable(spans[i] for i in left)
+        made = _in_order(threads, make, indices, ahead=4 * images.threads)
+        for i in left:
             path = draft / f"images-{i:05}-of-{total:05}.array_record"
             known = len(broken)
             with _writer(path) as writer:
-                for record in _in_order(threads, make, spans[i], ahead=ahead):
+                for record in itertools.islice(made, len(spans[i])):
                     if isinstance(record, bytes):
                         writer.write(record)
                     else:
