@@ -21,10 +21,11 @@ from PIL import Image
 from vicreg_jax import config as configs
 from vicreg_jax import files
 from vicreg_jax.config import Data
+from vicreg_jax.data.preparing import prepare
 from vicreg_jax.data.source import How
 from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.data.sources.load import load_splits
-from vicreg_jax.data.sources.prepared import prepare, verify
+from vicreg_jax.data.sources.prepared import verify
 from vicreg_jax.data.sources.tfrecord import Records
 
 pytest.importorskip("array_record.python.array_record_module")

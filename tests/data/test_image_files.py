@@ -22,9 +22,9 @@ from vicreg_jax.config import Config
 from vicreg_jax.data import batches, image_files, plan
 from vicreg_jax.data.augment import draw, on_device
 from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.preparing import prepare
 from vicreg_jax.data.source import How
 from vicreg_jax.data.sources.folder import open_folder
-from vicreg_jax.data.sources.prepared import prepare
 from vicreg_jax.devices import sharding
 from vicreg_jax.refusals import Refusal
 

@@ -21,9 +21,10 @@ from helpers.processes import environment
 from PIL import Image
 
 from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.preparing import prepare
 from vicreg_jax.data.source import How
 from vicreg_jax.data.sources.folder import open_folder
-from vicreg_jax.data.sources.prepared import open_prepared, prepare, verify
+from vicreg_jax.data.sources.prepared import open_prepared, verify
 from vicreg_jax.refusals import Unusable
 
 array_record = pytest.importorskip("array_record.python.array_record_module")
@@ -216,7 +217,8 @@ PREPARE = """if True:
     import itertools, os, shutil, signal, sys, time
     from pathlib import Path
     from vicreg_jax.data.sources.folder import open_folder
-    from vicreg_jax.data.sources.prepared import open_prepared, prepare
+    from vicreg_jax.data.sources.prepared import open_prepared
+    from vicreg_jax.data.preparing import prepare
     root, out = sys.argv[1:]
     def make(progress=lambda done, total: None):
         prepare(open_folder(root, threads=2), out, shards=3, progress=progress)

@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from vicreg_jax import devices, evaluate, report, train
 from vicreg_jax.config import Config, Evaluation
-from vicreg_jax.data.sources import prepared
+from vicreg_jax.data import preparing
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.evaluate.gallery import gallery
@@ -50,7 +50,7 @@ def prepare(config: Config, workdir: Path) -> None:
         )
     with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
         task = bar.add_task("preparing", total=len(images))
-        prepared.prepare(
+        preparing.prepare(
             images,
             workdir,
             **dataclasses.asdict(config.prepare),

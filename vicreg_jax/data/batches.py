@@ -15,6 +15,8 @@ from vicreg_jax.data.augment import draw, on_device, on_host
 from vicreg_jax.data.source import Source
 from vicreg_jax.devices import sharding
 
+__all__ = ["Batch", "Batches", "policies"]
+
 
 @flax.struct.dataclass
 class Batch:
@@ -99,12 +101,17 @@ class Batches:
             (everything,) = resident
             shape = self._source.array.shape[1:]
             images = everything[images].reshape(len(images), *shape)
-        how = dict(size=data.image_size, in_turn=self._in_turn)
         seen = []
         for i, policy in enumerate(self._policies):
             view = jax.tree.map(lambda x, i=i: x[:, i], batch.parameters)
-            view = RENDER[batch.kind](images, i, view, policy=policy, **how)
-            seen.append(on_device.normalize(view, mean=data.mean, std=data.std))
+            how = dict(policy=policy, in_turn=self._in_turn)
+            if batch.kind == "finished":
+                pixels = on_device.as_float(images[:, i])
+            elif batch.kind == "crops":
+                pixels = on_device.render_crops(images[:, i], view, **how)
+            else:
+                pixels = on_device.render(images, view, size=data.image_size, **how)
+            seen.append(on_device.normalize(pixels, mean=data.mean, std=data.std))
         return jnp.stack(seen, axis=1)
 
 
@@ -121,27 +128,3 @@ def policies(config: Config) -> list[draw.Policy]:
         draw.Policy(**shared, **{name: x[i % len(x)] for name, x in turns.items()})
         for i in range(config.data.views)
     ]
-
-
-def _of_whole(images, i, view, *, size, policy, in_turn):
-    del i  # all views are of the same pixels
-    return on_device.render(images, view, size=size, policy=policy, in_turn=in_turn)
-
-
-def _of_crops(images, i, view, *, size, policy, in_turn):
-    del size
-    return on_device.render_crops(images[:, i], view, policy=policy, in_turn=in_turn)
-
-
-def _finished(images, i, view, *, size, policy, in_turn):
-    del view, size, policy, in_turn
-    return on_device.as_float(images[:, i])
-
-
-# kind of a batch -> (images, number of the view, its parameters) -> view in [0, 1]
-RENDER = {
-    "whole": _of_whole,
-    "held": _of_whole,
-    "crops": _of_crops,
-    "finished": _finished,
-}

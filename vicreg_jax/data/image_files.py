@@ -24,6 +24,16 @@ from vicreg_jax.data.augment import draw, on_host
 from vicreg_jax.data.source import How
 from vicreg_jax.refusals import Refusal, require
 
+__all__ = [
+    "BROKEN_AT_MOST",
+    "FORMATS",
+    "ImageFiles",
+    "cores",
+    "open_image",
+    "read_file",
+    "reason_of",
+]
+
 CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
 BROKEN_AT_MOST = 0.01  # share of a data set; more than that is not an accident
 # Pillow reads more, some by other programs: PostScript by Ghostscript.
@@ -40,9 +50,6 @@ class ImageFiles:
       classes: names of the labels.
       threads: that decode at once; by default as many as this process has cores.
       skipped: reason -> how many files were passed over.
-
-    `broken` holds index -> reason of images that could not be read, `seconds` the time
-    that each stage has taken, over the number of threads.
 
     Raises:
       NotInstalled: Pillow is not installed.
@@ -66,6 +73,7 @@ class ImageFiles:
         self.skipped = dict(skipped or {})
         self.broken: dict[int, str] = {}
         self.broken_at_most = BROKEN_AT_MOST
+        # Of all threads, over their number.
         self.seconds = dict.fromkeys(("read", "decode", "resize", "colour"), 0.0)
         self._lock = threading.Lock()
         self.threads = threads or cores()
@@ -82,12 +90,8 @@ class ImageFiles:
         self.broken_at_most = config.guard.broken_images
 
         def one(index):
-            try:
+            with self._noting(index):
                 self.whole(index)
-            except files.Unreachable:
-                raise
-            except Exception as error:  # whatever a damaged file makes Pillow raise
-                self._note(index, error)
 
         some = self._some()
         list(self._threads.map(one, some))
@@ -153,8 +157,11 @@ class ImageFiles:
         if how.kind == "whole":
             shape = (how.canvas, how.canvas)
         pictures = np.zeros((b, *shape, how.channels), np.uint8)
-        fills = {"whole": self._fill_canvas, "crops": self._fill_crops}
-        fills |= {"finished": self._fill_views}
+        fills = {
+            "whole": self._fill_canvas,
+            "crops": self._fill_crops,
+            "finished": self._fill_views,
+        }
         filters = [policy.interpolation for policy in policies]
         fill = partial(fills[how.kind], how.size, filters)
         parameters, rows = None, np.arange(b)
@@ -165,12 +172,14 @@ class ImageFiles:
             each = (draw.Parameters(*row) for row in zip(*found, strict=True))
             outs = (pictures[row] for row in rows)
             jobs = indices[rows].tolist(), images, each, outs
-            good = np.fromiter(self._threads.map(partial(self._cut, fill), *jobs), bool)
-            parameters = found if parameters is None else parameters
+            good = list(self._threads.map(partial(self._cut, fill), *jobs))
+            parameters = parameters or found
             for whole, part in zip(parameters, found, strict=True):
                 whole[rows] = part
-            rows = rows[~good]
-            self._refuse_many_broken()
+            rows = rows[np.logical_not(good)]
+            allowed = max(1, self.broken_at_most * len(self))
+            if len(self.broken) > min(allowed, len(self) - 1):  # one stands for them
+                self._refuse(len(self))
             indices[rows] = (indices[rows] + 1) % len(self)
         return pictures, parameters
 
@@ -197,7 +206,7 @@ class ImageFiles:
 
         def one(index):
             try:
-                image = _converted(open_image(self.read(index)), channels)
+                image = self._decoded(index, channels)
             except files.Unreachable:
                 raise
             except Exception as error:  # whatever a damaged file makes Pillow raise
@@ -209,8 +218,7 @@ class ImageFiles:
             sides = (shorter * width // least, shorter * height // least)
             image = image.resize(sides, self._pil.Resampling.BILINEAR)
             left, top = (round((side - size) / 2) for side in sides)
-            image = image.crop((left, top, left + size, top + size))
-            return np.asarray(image).reshape(size, size, channels)
+            return _pixels(image.crop((left, top, left + size, top + size)), channels)
 
         return np.stack(list(self._threads.map(one, np.asarray(indices).tolist())))
 
@@ -230,8 +238,7 @@ class ImageFiles:
 
     def whole(self, index: int, *, channels: int = 3) -> np.ndarray:
         """Returns an image as it is, uint8 [h, w, c]."""
-        image = _converted(open_image(self.read(index)), channels)
-        return np.asarray(image).reshape(*image.size[::-1], channels)
+        return _pixels(self._decoded(index, channels), channels)
 
     def stack(self, *, channels: int = 3) -> np.ndarray:
         """Returns all images, which are of one size, uint8 [n, h, w, c]."""
@@ -241,31 +248,39 @@ class ImageFiles:
 
         return np.stack(list(self._threads.map(one, range(len(self)))))
 
+    def _decoded(self, index, channels):
+        return _converted(open_image(self.read(index)), channels)
+
     def _open(self, index):
-        """Reads an image and its header, or notes that it is broken."""
-        try:
-            if index not in self.broken:
-                with self._timed("read"):
-                    data = self.read(index)
-                return open_image(data)
-        except files.Unreachable:  # to replace its images would change the training
-            raise
-        except Exception as error:  # whatever a damaged file makes Pillow raise
-            self._note(index, error)
+        """Returns an image whose header has been read, or None for a broken one."""
+        if index in self.broken:
+            return None
+        with self._noting(index):
+            with self._timed("read"):
+                data = self.read(index)
+            return open_image(data)
 
     def _cut(self, fill, index, image, view, out):
         """Decodes an image, writes its part of a batch; returns whether it could."""
         if image is None:
             return False
-        try:
-            with self._timed("decode"):
-                pixels = _converted(image, out.shape[-1])
-        except Exception as error:
-            self._note(index, error)
+        with self._noting(index), self._timed("decode"):
+            pixels = _converted(image, out.shape[-1])
+        if index in self.broken:
             return False
         fill(pixels, view, out)
         image.close()  # lets go of its own, for the rest of the batch is to come
         return True
+
+    @contextmanager
+    def _noting(self, index):
+        """Notes an image as broken instead of raising what it makes Pillow raise."""
+        try:
+            yield
+        except files.Unreachable:  # to replace its images would change the training
+            raise
+        except Exception as error:
+            self.broken[index] = reason_of(error)
 
     @contextmanager
     def _timed(self, stage):
@@ -281,7 +296,7 @@ class ImageFiles:
 
     def _fill_views(self, size, filters, image, view, out):
         """Writes the finished views."""
-        pixels = np.asarray(image).reshape(*image.size[::-1], out.shape[-1])
+        pixels = _pixels(image, out.shape[-1])
         for i, how in enumerate(filters):
             one = draw.Parameters(*(x[i] for x in view))
             with self._timed("resize"):
@@ -300,7 +315,7 @@ class ImageFiles:
         with self._timed("resize"):
             if height <= len(out) and width <= len(out):
                 covered = image.crop((left, top, right, bottom))
-                out[:height, :width] = np.asarray(covered).reshape(height, width, -1)
+                out[:height, :width] = _pixels(covered, out.shape[-1])
                 boxes[:, :2] -= top, left
                 return
             for i, (box, how) in enumerate(zip(boxes, filters, strict=True)):
@@ -310,18 +325,9 @@ class ImageFiles:
     def _crop(self, image, box, interpolation, out):
         top, left, height, width = box.astype(int).tolist()
         crop = image.crop((left, top, left + width, top + height))
-        crop = crop.resize(
-            out.shape[1::-1], self._pil.Resampling[interpolation.upper()]
-        )
-        out[...] = np.asarray(crop).reshape(out.shape)
-
-    def _note(self, index, error):
-        self.broken[index] = reason_of(error)
-
-    def _refuse_many_broken(self):
-        allowed = max(1, self.broken_at_most * len(self))
-        if len(self.broken) > min(allowed, len(self) - 1):  # one has to stand for them
-            self._refuse(len(self))
+        how = self._pil.Resampling[interpolation.upper()]
+        crop = crop.resize(out.shape[1::-1], how)
+        out[...] = _pixels(crop, out.shape[-1])
 
     def _refuse(self, tried):
         some = [f"{self.names[i]} ({self.broken[i]})" for i in sorted(self.broken)[:3]]
@@ -394,3 +400,7 @@ def _converted(image, channels):
         return image.convert(mode)
     image.load()
     return image
+
+
+def _pixels(image, channels):
+    return np.asarray(image).reshape(*image.size[::-1], channels)

@@ -11,6 +11,16 @@ import numpy as np
 
 from vicreg_jax.refusals import Refusal
 
+__all__ = [
+    "PURPOSES",
+    "Plan",
+    "Planner",
+    "permutation",
+    "shuffled",
+    "stream",
+    "uniforms",
+]
+
 # Each random stream has a purpose, the last word of its counter; its key is (seed,
 # number), where the number is 0 unless the comment says what it is.
 PURPOSES = {

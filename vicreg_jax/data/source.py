@@ -9,6 +9,16 @@ from vicreg_jax.config import Config
 from vicreg_jax.data.augment import draw
 from vicreg_jax.refusals import Refusal, one_line
 
+__all__ = [
+    "IN_MEMORY",
+    "Arrays",
+    "How",
+    "Source",
+    "Splits",
+    "as_source",
+    "count_classes",
+]
+
 IN_MEMORY = 2**30  # bytes of images that are decoded once, and held by every device
 
 
@@ -26,26 +36,16 @@ class Source(Protocol):
     """Images with all that training and evaluations ask of them.
 
     `Arrays` and `image_files.ImageFiles` are the two there are.
-
-    Attributes:
-      labels: int [n], where there are any; indexed by integer arrays.
-      classes: names of the labels, perhaps none.
-      names: of the files; None where images have none.
-      array: all images, uint8 [n, h, w, c], where they are one array.
-      channels: of the images; None where they become what is asked for.
-      seconds: that each stage of reading has taken so far, by name.
-      broken: index -> reason of the images that could not be read so far.
-      skipped: reason -> how many files are no part of it.
     """
 
-    labels: Any
-    classes: Sequence[str]
-    names: Sequence[str] | None
-    array: np.ndarray | None
-    channels: int | None
-    seconds: Mapping[str, float]
-    broken: Mapping[int, str]
-    skipped: Mapping[str, int]
+    labels: Any  # int [n], where there are any; indexed by integer arrays
+    classes: Sequence[str]  # names of the labels, perhaps none
+    names: Sequence[str] | None  # of the files; None where images have none
+    array: np.ndarray | None  # uint8 [n, h, w, c], where all images are one array
+    channels: int | None  # None where images become what is asked for
+    seconds: Mapping[str, float]  # that each stage of reading has taken so far
+    broken: Mapping[int, str]  # index -> reason of what could not be read so far
+    skipped: Mapping[str, int]  # reason -> how many files are no part of it
 
     def __len__(self) -> int: ...
 
@@ -127,15 +127,7 @@ class Arrays:
         self.array = images if isinstance(images, np.ndarray) else None
         self.shape = _checked_shape(images)
         self.channels = self.shape[-1]
-        self.labels = labels if labels is None else np.asarray(labels)
-        if labels is not None and (
-            self.labels.shape != self.shape[:1]
-            or not np.issubdtype(self.labels.dtype, np.integer)
-        ):
-            raise Refusal(
-                f"expected labels of int [{len(self)}]; got {self.labels.dtype}"
-                f" {self.labels.shape}"
-            )
+        self.labels = labels if labels is None else _checked_labels(labels, len(self))
         self.seconds, self.broken, self.skipped = {}, {}, {}
 
     def __len__(self) -> int:
@@ -158,8 +150,7 @@ class Arrays:
                 f" {config.data.name!r} gives arrays, whose colours the device changes"
             )
         held = self.array is not None and self.array.nbytes <= IN_MEMORY
-        kind = "held" if held else "whole"
-        return How(kind, config.data.image_size, self.channels)
+        return How("held" if held else "whole", config.data.image_size, self.channels)
 
     def views(
         self,
@@ -170,8 +161,7 @@ class Arrays:
     ) -> tuple[np.ndarray, draw.Parameters]:
         held = how.kind == "held"
         images = indices.astype(np.int32) if held else self._images[indices]
-        sizes = np.array(self.shape[1:3])
-        return images, draw.parameters(uniforms, sizes, policies)
+        return images, draw.parameters(uniforms, np.array(self.shape[1:3]), policies)
 
     def chosen(self, indices: np.ndarray) -> np.ndarray:
         return indices
@@ -200,6 +190,15 @@ def as_source(given: Any) -> Source:
 def count_classes(source: Source) -> int:
     """Returns how many classes the labels have, the empty ones of a folder too."""
     return len(source.classes) or int(np.asarray(source.labels).max()) + 1
+
+
+def _checked_labels(labels, count):
+    labels = np.asarray(labels)
+    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        raise Refusal(
+            f"expected labels of int [{count}]; got {labels.dtype} {labels.shape}"
+        )
+    return labels
 
 
 def _checked_shape(images):

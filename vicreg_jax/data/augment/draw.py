@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = ["NUMBERS", "SLOTS", "Parameters", "Policy", "crop_boxes", "parameters"]
+
 # How a view spends its uniforms. The order is a file format: add at the end only.
-SLOTS = (
-    *(f"{name}{i}" for i in range(10) for name in ("area", "ratio")),
-    *("top", "left", "flip", "jitter", "order"),
-    *("brightness", "contrast", "saturation", "hue"),
-    *("grey", "blur", "sigma", "solarize", "rotation", "shear"),
-)
+SLOTS = tuple(f"{name}{i}" for i in range(10) for name in ("area", "ratio"))
+SLOTS += ("top", "left", "flip", "jitter", "order")
+SLOTS += ("brightness", "contrast", "saturation", "hue")
+SLOTS += ("grey", "blur", "sigma", "solarize", "rotation", "shear")
 NUMBERS = len(SLOTS)
 ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
 

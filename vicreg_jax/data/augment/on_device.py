@@ -9,6 +9,26 @@ import jax.numpy as jnp
 
 from vicreg_jax.data.augment.draw import Parameters, Policy
 
+__all__ = [
+    "as_float",
+    "blur",
+    "brightness",
+    "contrast",
+    "crop_resize",
+    "flip",
+    "grey",
+    "hue",
+    "jitter",
+    "luma",
+    "normalize",
+    "recolour",
+    "render",
+    "render_crops",
+    "saturation",
+    "solarize",
+    "warp",
+]
+
 HIGHEST = jax.lax.Precision.HIGHEST
 ROUNDING = 1e-3  # lets a float32 that should be whole count as whole
 
@@ -33,8 +53,9 @@ def render(
     if policy.rotation or policy.shear:
         images = warp(images, view.box, view.rotation, view.shear, size=size)
     else:
-        how = policy.interpolation
-        images = crop_resize(images, view.box, size=size, interpolation=how)
+        images = crop_resize(
+            images, view.box, size=size, interpolation=policy.interpolation
+        )
     return recolour(images, view, policy=policy, in_turn=in_turn)
 
 
@@ -63,44 +84,44 @@ def recolour(
         of everything for all of them and a choice. Several times faster on one CPU
         device, slow on anything parallel.
     """
+
+    def one(image, view):
+        image, view = image[None], jax.tree.map(lambda x: x[None], view)
+        for happens, change in _changes(view, policy, _jitter_one):
+            image = jax.lax.cond(happens[0], change, lambda x: x, image)
+        return image[0]
+
     if in_turn:
-        return jax.lax.map(lambda x: _recolour_one(*x, policy=policy), (images, view))
-    if policy.flip:
-        images = flip(images, view.flip)
-    if policy.jitter:
-        images = jitter(images, view)
-    if policy.grey:
-        images = grey(images, view.grey)
-    if policy.blur:
-        images = blur(images, view.sigma)
-    if policy.solarize:
-        images = solarize(images, view.solarize)
+        return jax.lax.map(lambda x: one(*x), (images, view))
+    for _, change in _changes(view, policy, jitter):
+        images = change(images)
     return images
 
 
-def _recolour_one(image, view, *, policy):
-    image, view = image[None], jax.tree.map(lambda x: x[None], view)
-    pairs = [(brightness, "brightness"), (contrast, "contrast")]
-    pairs += [(saturation, "saturation"), (hue, "hue")]
-    colours = [lambda x, f=f, n=n: f(x, getattr(view, n)) for f, n in pairs]
+def _changes(view, policy, jitter):
+    """Returns what the policy may do: (whom it changes, images -> images) each."""
     # Without jitter all factors are 1 and no hue is turned.
     drawn = (view.brightness != 1) | (view.contrast != 1) | (view.saturation != 1)
-
-    def jitter_one(image):
-        for slot in range(4):
-            image = jax.lax.switch(view.order[0, slot], colours, image)
-        return image
-
-    for share, happens, change in (
-        (policy.flip, view.flip, lambda x: x[:, :, ::-1]),
-        (policy.jitter, drawn | (view.hue != 0), jitter_one),
+    changes = (
+        (policy.flip, view.flip, lambda x: flip(x, view.flip)),
+        (policy.jitter, drawn | (view.hue != 0), lambda x: jitter(x, view)),
         (policy.grey, view.grey, lambda x: grey(x, view.grey)),
         (policy.blur, view.sigma > 0, lambda x: blur(x, view.sigma)),
         (policy.solarize, view.solarize, lambda x: solarize(x, view.solarize)),
-    ):
-        if share:
-            image = jax.lax.cond(happens[0], change, lambda x: x, image)
-    return image[0]
+    )
+    return [(happens, change) for share, happens, change in changes if share]
+
+
+def _jitter_one(image, view):
+    colours = (
+        lambda x: brightness(x, view.brightness),
+        lambda x: contrast(x, view.contrast),
+        lambda x: saturation(x, view.saturation),
+        lambda x: hue(x, view.hue),
+    )
+    for slot in range(4):
+        image = jax.lax.switch(view.order[0, slot], colours, image)
+    return image
 
 
 def as_float(images: jax.Array) -> jax.Array:
@@ -256,8 +277,7 @@ def blur(images: jax.Array, sigma: jax.Array) -> jax.Array:
 
 def solarize(images: jax.Array, flags: jax.Array) -> jax.Array:
     """Returns the images, values from 128/255 on inverted where flags [n] are true."""
-    inverted = jnp.where(images >= 128 / 255, 1 - images, images)
-    return jnp.where(_each(flags), inverted, images)
+    return jnp.where(_each(flags) & (images >= 128 / 255), 1 - images, images)
 
 
 def luma(images: jax.Array) -> jax.Array:
@@ -327,7 +347,6 @@ def _resize_weights(kernel, start, length, pixels, size):
     out = jnp.arange(size, dtype=jnp.float32)[None, :, None] + 0.5
     pixel = jnp.arange(pixels, dtype=jnp.float32)[None, None, :] + 0.5
     x = jnp.abs(pixel - start - out * scale) / jnp.maximum(scale, 1)
-    weights = kernel(x)
     inside = (pixel > start) & (pixel < start + length)
-    weights = jnp.where(inside, weights, 0)
+    weights = jnp.where(inside, kernel(x), 0)
     return weights / jnp.sum(weights, axis=2, keepdims=True)

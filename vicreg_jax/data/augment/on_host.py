@@ -16,6 +16,20 @@ import numpy as np
 from vicreg_jax.data.augment.draw import Parameters
 from vicreg_jax.refusals import require
 
+__all__ = [
+    "blur",
+    "brightness",
+    "compile",
+    "contrast",
+    "crop_resize",
+    "finish",
+    "grey",
+    "hue",
+    "recolour",
+    "saturation",
+    "solarize",
+]
+
 # Plain Python numbers would make Numba compute in float64.
 ZERO, ONE, TWO, THREE, FOUR, FIVE, SIX = (np.float32(i) for i in range(7))
 HALF, LEVELS, CIRCLE = np.float32(0.5), np.float32(255), np.float32(256)
@@ -124,11 +138,8 @@ def compile() -> None:
     image = np.zeros((2, 2, 3), np.uint8)
     image.flags.writeable = False  # as Pillow's are
     picture = crop_resize(image, np.array([0, 0, 2, 2]), size=2)
-    for operation, number in (
-        *((brightness, 1.0), (contrast, 1.0), (saturation, 1.0), (hue, 0.1)),
-        (blur, 1.0),
-    ):
-        operation(picture, np.float32(number))
+    for operation in (brightness, contrast, saturation, hue, blur):
+        operation(picture, np.float32(0.1))
     solarize(picture)
     finish(picture, np.empty_like(image))
 

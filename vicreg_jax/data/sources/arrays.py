@@ -7,6 +7,8 @@ import numpy as np
 from vicreg_jax.data.source import Arrays, Splits
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line
 
+__all__ = ["open_arrays"]
+
 
 def open_arrays(path: str) -> Splits:
     """Returns the arrays of an .npz file.

@@ -6,6 +6,8 @@ from vicreg_jax.data import plan
 from vicreg_jax.data.source import Arrays, Splits
 from vicreg_jax.refusals import require
 
+__all__ = ["load_digits"]
+
 
 def load_digits(*, validation: bool = False) -> Splits:
     """Returns scikit-learn's handwritten digits: 1,797 grey images, 8 x 8, 10 classes.

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+__all__ = ["Noise"]
+
 
 class Noise:
     """Random images for trying a configuration or measuring speed without data.
@@ -12,11 +14,9 @@ class Noise:
     DIFFERENT = 256
 
     def __init__(self, *, examples: int, image_size: int, channels: int, seed: int):
-        count = 2**28 // (image_size**2 * channels)  # 256 MB at most
-        shape = (
-            max(1, min(examples, self.DIFFERENT, count)),
-            *(image_size, image_size, channels),
-        )
+        fit = 2**28 // (image_size**2 * channels)  # 256 MB at most
+        count = max(1, min(examples, self.DIFFERENT, fit))
+        shape = (count, image_size, image_size, channels)
         self._images = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
         self._examples = examples
 

@@ -9,11 +9,11 @@ import numpy as np
 from vicreg_jax.data.image_files import ImageFiles, read_file
 from vicreg_jax.refusals import NotFound, Refusal, Unusable
 
+__all__ = ["ENDINGS", "open_folder"]
+
 # Of the formats that `image_files.FORMATS` names.
-ENDINGS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif"),
-)
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
+ENDINGS += (".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif")
 
 
 def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> ImageFiles:

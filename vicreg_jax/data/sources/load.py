@@ -12,6 +12,8 @@ from vicreg_jax.data.sources.tfds import open_tfds
 from vicreg_jax.data.sources.tfrecord import open_tfrecords
 from vicreg_jax.refusals import Refusal
 
+__all__ = ["load_splits"]
+
 # Sources of image files, each a function of a path.
 FILES = {"folder": open_folder, "prepared": open_prepared, "tfrecord": open_tfrecords}
 LOCAL = ("arrays", "folder")  # are read from a disk alone

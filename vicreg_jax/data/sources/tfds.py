@@ -17,6 +17,8 @@ from vicreg_jax.data.sources.tfrecord import (
 )
 from vicreg_jax.refusals import Refusal, one_line, require
 
+__all__ = ["open_tfds"]
+
 
 def open_tfds(
     dataset: str, *, split: str, data_dir: str = "", test_split: str = ""

@@ -11,6 +11,8 @@ from vicreg_jax import files
 from vicreg_jax.data.image_files import ImageFiles, cores
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, require
 
+__all__ = ["Labels", "Names", "Records", "example_parser", "open_tfrecords", "readers"]
+
 IMAGE_KEYS = ("image/encoded", "image")  # of the usual ImageNet TFRecords, and of tfds
 LABEL_KEYS = ("image/class/label", "label")
 WAITING = 32  # threads at least that read from a bucket, where they mostly wait
@@ -73,26 +75,22 @@ class Names(Sequence):
         return self._make(index)
 
 
-class Labels(Sequence):
+class Labels(Names):
     """Labels that are read when they are asked for: a record each, image and all."""
 
     def __init__(self, read, length, threads):
-        self._read, self._length, self._threads = read, length, threads
-
-    def __len__(self):
-        return self._length
+        super().__init__(read, length)
+        self._threads = threads
 
     def __getitem__(self, index):
-        if np.ndim(index):
-            with ThreadPoolExecutor(self._threads) as threads:
-                found = list(threads.map(self._read, np.asarray(index).tolist()))
-            return np.array(found, np.int64)
-        if not 0 <= index < self._length:
-            raise IndexError(index)
-        return self._read(index)
+        if not np.ndim(index):
+            return super().__getitem__(index)
+        with ThreadPoolExecutor(self._threads) as threads:
+            found = list(threads.map(self._make, np.asarray(index).tolist()))
+        return np.array(found, np.int64)
 
     def __array__(self, dtype=None, copy=None):
-        return self[np.arange(self._length)].astype(dtype or np.int64)
+        return self[np.arange(len(self))].astype(dtype or np.int64)
 
 
 def open_tfrecords(pattern: str) -> ImageFiles:
