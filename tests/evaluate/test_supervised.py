@@ -252,7 +252,8 @@ def test_stopped_and_continued_ends_where_the_uninterrupted_ends(
 
     with monkeypatch.context() as patch:
         patch.setattr(session, "Stop", StopAt)
-        assert fit(given, trained, tmp_path / "parts") is None
+        with pytest.raises(SystemExit):
+            fit(given, trained, tmp_path / "parts")
     continued = fit(given, trained, tmp_path / "parts")
     np.testing.assert_array_equal(whole.test, continued.test)
     a, b = (jax.tree.leaves(newest(tmp_path / x)) for x in ("whole", "parts"))

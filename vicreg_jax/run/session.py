@@ -318,8 +318,7 @@ class Session:
             f"stopped and saved at step {step} of {self.job.total}; the same command"
             " continues"
         )
-        self._stop.signal = self._stop.signal or signal.SIGTERM  # of another process
-        self._stop.leave()
+        self._stop.leave(self._stop.signal or signal.SIGTERM)  # of another process
 
 
 class _NotFinite(Exception):

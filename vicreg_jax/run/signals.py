@@ -47,13 +47,13 @@ class Stop:
         for number, old in self._old.items():
             signal.signal(number, old or signal.SIG_DFL)  # None: set by C code
         if error is None:
-            self.leave()
+            self.leave(self.signal)
 
-    def leave(self) -> None:
-        """Raises what ends the process, if a signal has come: see the class."""
-        if self.signal == signal.SIGINT:
+    def leave(self, number: int) -> None:
+        """Raises what ends the process after a signal, nothing after 0: see the class."""
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.signal:
+        if number:
             raise SystemExit(status())
 
     def _remember(self, number, frame):
