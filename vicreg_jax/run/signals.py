@@ -50,7 +50,7 @@ class Stop:
             self.leave(self.signal)
 
     def leave(self, number: int) -> None:
-        """Raises what ends the process after a signal, nothing after 0: see the class."""
+        """Raises what ends the process after a signal: see the class. 0 is none."""
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         if number:
