@@ -9,6 +9,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+pytest.register_assert_rewrite("helpers")
+
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -26,3 +28,14 @@ def mesh():
     from vicreg_jax.devices import sharding
 
     return sharding.data_mesh()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on the digits."""
+    from helpers.processes import DIGITS, TINY, main
+
+    workdir = tmp_path_factory.mktemp("judge") / "run"
+    done = main(DIGITS, f"--workdir={workdir}", *TINY, "--config.evaluate.draws=0")
+    assert done.returncode == 0, done.stderr
+    return workdir

@@ -7,24 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.paths import ROOT
+from helpers.processes import DIGITS, TINY, main
+from helpers.records import lines
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
-from test_main import DIGITS, ROOT, TINY, lines, main
 
 from vicreg_jax import models
 from vicreg_jax.config import evaluation
 from vicreg_jax.data.sources.digits import load_digits
 from vicreg_jax.evaluate import encode, tasks
 from vicreg_jax.weights import loading, torch_names
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A short run on the digits."""
-    workdir = tmp_path_factory.mktemp("judge") / "run"
-    done = main(DIGITS, f"--workdir={workdir}", *TINY, "--config.evaluate.draws=0")
-    assert done.returncode == 0, done.stderr
-    return workdir
 
 
 def judge(name, run, *flags):

@@ -6,9 +6,10 @@ import time
 
 import numpy as np
 import pytest
-import test_processes
-from test_judge import run as run  # noqa: F401, a fixture
-from test_main import ROOT, checkpoint_hash, lines, without_times
+from helpers.paths import ROOT
+from helpers.processes import finish, kill, start_processes
+from helpers.records import lines, without_times
+from helpers.runs import checkpoint_hash
 
 NAMES = {
     "knn": ("--config.knn.neighbours=(1,20)",),
@@ -25,7 +26,7 @@ NAMES = {
 def start(name, run, workdir, processes, devices, *flags):
     flags = (*NAMES[name], *flags, f"--config.checkpoint={run}")
     config = f"--config={ROOT}/configs/eval/{name}.py"
-    return test_processes.start(workdir, processes, devices, *flags, base=(config,))
+    return start_processes(workdir, processes, devices, *flags, base=(config,))
 
 
 @pytest.mark.slow
@@ -37,7 +38,7 @@ def test_two_processes_find_what_one_finds_and_only_the_first_speaks(
     for processes in (1, 2):
         workdir = tmp_path / f"{processes}"
         running = start(name, run, workdir, processes, 4 // processes)
-        statuses, said[processes] = test_processes.finish(running)
+        statuses, said[processes] = finish(running)
         assert set(statuses) == {0}, said
     one, two = (tmp_path / x for x in "12")
     assert not any("%" in line or "top-1" in line for line in said[2][1].splitlines())
@@ -68,16 +69,16 @@ def test_two_processes_find_what_one_finds_and_only_the_first_speaks(
 def test_sigterm_to_one_of_two_stops_a_linear_evaluation_which_continues(run, tmp_path):
     long = "--config.epochs=30"
     whole = start("linear", run, tmp_path / "whole", 2, 2, long)
-    statuses, said = test_processes.finish(whole)
+    statuses, said = finish(whole)
     assert statuses == [0, 0], said
     running = start("linear", run, tmp_path / "parts", 2, 2, long)
-    test_processes.kill(tmp_path / "parts", running, signal.SIGTERM, 10, 1)
-    statuses, said = test_processes.finish(running)
+    kill(tmp_path / "parts", running, signal.SIGTERM, 10, 1)
+    statuses, said = finish(running)
     assert statuses == [0, 0] and "the same command goes on" in said[0], said
     assert not (tmp_path / "parts" / "result.json").exists()
     assert lines(tmp_path / "parts")[-1]["step"] < 150
     running = start("linear", run, tmp_path / "parts", 2, 2, long)
-    statuses, said = test_processes.finish(running)
+    statuses, said = finish(running)
     assert statuses == [0, 0] and "continuing" in said[0], said
     a, b = (tmp_path / x for x in ("whole", "parts"))
     assert checkpoint_hash(a) == checkpoint_hash(b)
@@ -96,7 +97,7 @@ def test_features_of_several_processes_end_when_told_to(run, tmp_path):
         time.sleep(0.05)
     for process in running:
         process.send_signal(signal.SIGTERM)
-    statuses, said = test_processes.finish(running, timeout=30)
+    statuses, said = finish(running, timeout=30)
     assert statuses == [-signal.SIGTERM] * 2, said
     assert len(np.load(path)["labels"]) == 360
 
@@ -105,8 +106,8 @@ def test_features_of_several_processes_end_when_told_to(run, tmp_path):
 def test_an_export_is_made_by_one_process(run, tmp_path):
     config = f"--config={ROOT}/configs/export.py"
     flags = (f"--config.checkpoint={run}",)
-    running = test_processes.start(tmp_path / "x", 2, 1, *flags, base=(config,))
-    statuses, said = test_processes.finish(running)
+    running = start_processes(tmp_path / "x", 2, 1, *flags, base=(config,))
+    statuses, said = finish(running)
     assert statuses == [2, 2], said
     assert all("one process makes an export" in text for text in said)
     assert not (tmp_path / "x").exists()

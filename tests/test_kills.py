@@ -7,10 +7,10 @@ import signal
 import time
 
 import pytest
-import test_processes
-from test_judge import run as run  # noqa: F401, a fixture
-from test_main import ROOT, checkpoint_hash, lines, without_times
-from test_processes import finish, reached
+from helpers.paths import ROOT
+from helpers.processes import finish, reached, start_processes
+from helpers.records import lines, without_times
+from helpers.runs import checkpoint_hash
 
 EPOCHS, EPOCH = 40, 5  # of so many steps; a checkpoint after each epoch
 LAST = EPOCHS * EPOCH
@@ -27,7 +27,7 @@ def start(name, run, workdir, processes):
     flags = (f"--config.checkpoint={run}", f"--config.epochs={EPOCHS}")
     flags += ("--config.data.batch_size=256", *FLAGS[name])
     config, devices = f"--config={ROOT}/configs/eval/{name}.py", min(2, processes)
-    return test_processes.start(workdir, processes, devices, *flags, base=(config,))
+    return start_processes(workdir, processes, devices, *flags, base=(config,))
 
 
 def last_step(workdir):

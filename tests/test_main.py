@@ -9,77 +9,21 @@ import stat
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers.processes import DIGITS, TINY, environment, main
+from helpers.records import TIMES, lines, without_times
+from helpers.runs import checkpoint_hash
 
 from vicreg_jax import evaluate
 from vicreg_jax.evaluate.probes import Accuracy
 
-ROOT = Path(__file__).parents[1]
-DIGITS = f"--config={ROOT}/configs/digits.py"
-TINY = (
-    *("--config.epochs=4", "--config.optimizer.warmup_epochs=1"),
-    *("--config.model.expander=(16,16)", "--config.data.batch_size=100"),
-    *("--config.every.log_steps=5", "--config.every.checkpoint_epochs=1"),
-)  # 4 epochs of 14 steps
 LOGGED = {
     *("step", "epoch", "loss", "invariance", "variance", "covariance"),
     *("covariance_over_noise", "representation_std", "embedding_std"),
     *("embedding_correlation", "representation_rank", "embedding_rank"),
     *("learning_rate", "grad_norm", "skipped_steps"),
 }
-TIMES = {"images_per_second", "data_wait"}
-
-
-def environment(**changes):
-    names = ("XLA_FLAGS", "NPROC", "JAX_NUM_CPU_DEVICES", "JAX_PLATFORMS")
-    kept = {k: v for k, v in os.environ.items() if k not in names}
-    return kept | {"JAX_PLATFORMS": "cpu"} | changes
-
-
-def main(*flags, cwd=None, timeout=300, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "vicreg_jax.main", *flags],
-        cwd=cwd,
-        env=environment(**env),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
-def lines(workdir):
-    text = (Path(workdir) / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def without_times(records):
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in records]
-
-
-def checkpoint_hash(workdir):
-    """Returns the newest step and the sha256 of its arrays, read in another process."""
-    code = """if True:
-        import hashlib, sys, numpy as np, jax, orbax.checkpoint as ocp
-        manager = ocp.CheckpointManager(sys.argv[1])
-        step = manager.latest_step()
-        with ocp.PyTreeCheckpointer() as reader:  # whichever devices it was saved on
-            where = manager.directory / str(step) / "state"
-            like = reader.metadata(where).item_metadata.tree
-            host = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
-            state = reader.restore(where, restore_args=jax.tree.map(host, like))
-        digest = hashlib.sha256()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-            digest.update(jax.tree_util.keystr(path).encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        print(step, digest.hexdigest())
-    """
-    folder = str(Path(workdir).absolute() / "checkpoints")
-    command = [sys.executable, "-W", "ignore", "-c", code, folder]
-    out = subprocess.run(command, env=environment(), capture_output=True, text=True)
-    assert out.returncode == 0, out.stderr
-    return out.stdout.split()
 
 
 @pytest.fixture(scope="module")

@@ -2,17 +2,16 @@
 
 import doctest
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.paths import GOLDEN
 
 from vicreg_jax import optim
 
-GOLDEN = Path(__file__).parent / "golden"
 LEAVES = ("conv", "dense", "bias", "bn_scale", "zero")
 
 

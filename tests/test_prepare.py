@@ -1,8 +1,10 @@
 """The task prepare, and a run on what it wrote, as users start them."""
 
 import numpy as np
+from helpers.paths import ROOT
+from helpers.processes import main
+from helpers.runs import checkpoint_hash
 from PIL import Image
-from test_main import ROOT, checkpoint_hash, main
 
 TRAIN = (
     *("--config.epochs=2", "--config.optimizer.warmup_epochs=1"),

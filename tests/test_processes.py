@@ -3,97 +3,27 @@
 import random
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import chex
 import jax
 import numpy as np
 import pytest
-from test_main import (
-    DIGITS,
-    checkpoint_hash,
-    environment,
-    lines,
-    without_times,
-)
-from test_train import SMALL, images
+from helpers.processes import finish, kill, start_processes
+from helpers.records import lines, without_times
+from helpers.runs import SMALL, checkpoint_hash, images
 
 from vicreg_jax import train
 from vicreg_jax.devices import sharding
-
-# 4 epochs of 14 steps
-FLAGS = (
-    *(DIGITS, "--config.epochs=4", "--config.optimizer.warmup_epochs=1"),
-    *("--config.model.expander=(16,16)", "--config.data.batch_size=96"),
-    *("--config.every.log_steps=5", "--config.evaluate.draws=0"),
-    "--config.every.checkpoint_epochs=1",
-)
-
-
-def start(workdir, processes, devices, *flags, base=FLAGS):
-    """Starts the processes of a run on this machine."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    command = [sys.executable, "-m", "vicreg_jax.main", *base, *flags]
-    command.append(f"--workdir={workdir}")
-    shared = dict(JAX_NUM_CPU_DEVICES=str(devices), NPROC="16")
-    several = processes > 1
-    if several:
-        shared["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
-        shared["JAX_NUM_PROCESSES"] = str(processes)
-    return [
-        subprocess.Popen(
-            command,
-            env=environment(
-                **shared, **({"JAX_PROCESS_ID": str(i)} if several else {})
-            ),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(processes)
-    ]
-
-
-def finish(running, timeout=300):
-    """Returns exit statuses and what was said; leaves no process behind."""
-    try:
-        said = [process.communicate(timeout=timeout)[1] for process in running]
-    finally:
-        for process in running:
-            if process.poll() is None:
-                process.kill()
-    return [process.returncode for process in running], said
-
-
-def reached(workdir, running, target):
-    """Waits until the record has a step; returns whether it has, with all alive."""
-    begin = time.monotonic()
-    while time.monotonic() < begin + 240:
-        if any(process.poll() is not None for process in running):
-            return False
-        path = workdir / "metrics.jsonl"
-        done = lines(workdir) if path.exists() and path.read_text() else []
-        if done and done[-1]["step"] >= target:
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def kill(workdir, running, number, target, who):
-    """Sends a signal to one of the processes once the record has reached a step."""
-    if reached(workdir, running, target):
-        running[who].send_signal(number)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """An uninterrupted run of two processes with two devices each."""
     workdir = tmp_path_factory.mktemp("pair") / "run"
-    statuses, said = finish(start(workdir, 2, 2, "--config.evaluate.knn_epochs=4"))
+    statuses, said = finish(
+        start_processes(workdir, 2, 2, "--config.evaluate.knn_epochs=4")
+    )
     assert statuses == [0, 0], said
     return workdir, said
 
@@ -102,7 +32,9 @@ def pair(tmp_path_factory):
 def alone(tmp_path_factory):
     """The record of the same run by one process with four devices."""
     workdir = tmp_path_factory.mktemp("alone") / "run"
-    statuses, said = finish(start(workdir, 1, 4, "--config.evaluate.knn_epochs=4"))
+    statuses, said = finish(
+        start_processes(workdir, 1, 4, "--config.evaluate.knn_epochs=4")
+    )
     assert statuses == [0], said
     return lines(workdir)
 
@@ -125,7 +57,9 @@ def test_two_processes_train_what_one_trains_and_only_the_first_speaks(alone, pa
 
 @pytest.mark.long
 def test_four_processes_of_one_device_each_train_what_one_trains(alone, tmp_path):
-    statuses, said = finish(start(tmp_path, 4, 1, "--config.evaluate.knn_epochs=4"))
+    statuses, said = finish(
+        start_processes(tmp_path, 4, 1, "--config.evaluate.knn_epochs=4")
+    )
     assert statuses == [0] * 4, said
     check_alike(alone, lines(tmp_path))
 
@@ -136,14 +70,14 @@ def test_a_signal_to_one_of_two_stops_both_at_one_step_and_they_continue(
     number, pair, tmp_path
 ):
     flags = ("--config.evaluate.knn_epochs=4",)
-    running = start(tmp_path, 2, 2, *flags)
+    running = start_processes(tmp_path, 2, 2, *flags)
     kill(tmp_path, running, number, 10, 1)
     statuses, said = finish(running)
     assert statuses == [0, 0], said
     stopped = int(re.search(r"stopped and saved at step (\d+) of 56", said[0])[1])
     assert checkpoint_hash(tmp_path)[0] == str(stopped)
     assert lines(tmp_path)[-1]["step"] <= stopped < 56
-    statuses, said = finish(start(tmp_path, 2, 2, *flags))
+    statuses, said = finish(start_processes(tmp_path, 2, 2, *flags))
     assert statuses == [0, 0] and "continuing" in said[0], said
     assert checkpoint_hash(tmp_path) == checkpoint_hash(pair[0])
     assert without_times(lines(tmp_path)) == without_times(lines(pair[0]))
@@ -156,7 +90,9 @@ def test_a_run_killed_at_random_ends_bit_for_bit_like_an_uninterrupted_one(
 ):
     """SIGKILL, mostly; the survivor of two is killed too, as its launcher would."""
     flags = ("--config.evaluate.probe=True",)
-    statuses, said = finish(start(tmp_path / "whole", processes, devices, *flags))
+    statuses, said = finish(
+        start_processes(tmp_path / "whole", processes, devices, *flags)
+    )
     assert set(statuses) == {0}, said
     chance, killed = random.Random(processes + devices), 0
     for number in range(60):
@@ -164,7 +100,7 @@ def test_a_run_killed_at_random_ends_bit_for_bit_like_an_uninterrupted_one(
             break
         workdir = tmp_path / f"{number}"
         while True:
-            running = start(workdir, processes, devices, *flags)
+            running = start_processes(workdir, processes, devices, *flags)
             target = -1
             if killed < KILLS:
                 path = workdir / "metrics.jsonl"

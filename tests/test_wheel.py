@@ -4,11 +4,9 @@ import os
 import subprocess
 import sys
 import venv
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from helpers.paths import ROOT
 
 
 def run(*command, cwd, **env):

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vicreg_jax.refusals import Unusable
+from vicreg_jax.refusals import Refusal, Unusable
 
 # A minute and a half in all. By default it would be a quarter of an hour, in silence.
 RETRIES = dict(max_retries=8, initial_delay="0.5s", max_delay="32s")
@@ -94,7 +94,7 @@ def check_size(path: str, expected: int) -> None:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} is missing") from error
     if size != expected:
-        raise ValueError(f"{path} has {size} bytes; expected {expected}")
+        raise Refusal(f"{path} has {size} bytes; expected {expected}")
 
 
 def write(path: str | os.PathLike, content: bytes | str) -> None:
@@ -195,7 +195,7 @@ def _split(path):
     """Returns the bucket's name, and the file's name in it."""
     bucket, _, key = path.removeprefix("gs://").partition("/")
     if not re.fullmatch("[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
-        raise ValueError(f"expected gs://BUCKET/NAME; got {path!r}")
+        raise Refusal(f"expected gs://BUCKET/NAME; got {path!r}")
     return bucket, key
 
 

@@ -14,6 +14,7 @@ from vicreg_jax.models.digits import DigitsEncoder
 from vicreg_jax.models.heads import Expander, JointEmbedding
 from vicreg_jax.models.norm import BatchNorm
 from vicreg_jax.models.resnet import LAYERS, STEMS, ResNet
+from vicreg_jax.refusals import Refusal
 
 __all__ = [
     "ENCODERS",
@@ -54,11 +55,11 @@ def create(
       ValueError: a name, width or stem that there is not.
     """
     if name not in ENCODERS:
-        raise ValueError(f"no encoder {name!r}; there are {', '.join(ENCODERS)}")
+        raise Refusal(f"no encoder {name!r}; there are {', '.join(ENCODERS)}")
     if width < 1 or width != int(width):
-        raise ValueError(f"the width is a whole number of at least 1; got {width}")
+        raise Refusal(f"the width is a whole number of at least 1; got {width}")
     if stem not in STEMS:
-        raise ValueError(f"no stem {stem!r}; there are {', '.join(STEMS)}")
+        raise Refusal(f"no stem {stem!r}; there are {', '.join(STEMS)}")
     dtype = jnp.dtype(dtype)
     if name == "digits":
         return DigitsEncoder(width=width, dtype=dtype)

@@ -119,7 +119,9 @@ class ResNet(nn.Module):
         x = conv(features, kernel, stride, pad, init=init, name="conv1")(x)
         x = nn.relu(BatchNorm(name="bn1")(x, train=train, views=x.ndim == 5))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            flat = x.reshape(-1, *x.shape[-3:])  # flax pads images of one axis alone
+            flat = nn.max_pool(flat, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            x = flat.reshape(*x.shape[:-3], *flat.shape[1:])
         for i, blocks in enumerate(stages):
             for j in range(blocks):
                 x = Block(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vicreg_jax import config as configs
+from vicreg_jax import methods
 from vicreg_jax.config import Config
 from vicreg_jax.refusals import NotFound, Refusal, one_line
 
@@ -84,7 +85,7 @@ def read_run(workdir: str | os.PathLike) -> Record:
     return Record(
         name=_printable(workdir.resolve().name),
         config=config,
-        weights=dict(config.loss),
+        weights=_weights(config),
         metrics=lines,
         damaged=damaged,
         environment=one("environment.json", _is_mapping, {}),
@@ -120,6 +121,12 @@ def check_gallery(gallery: Gallery) -> None:
             f"gallery: {n} features need {n} thumbnails and labels; got"
             f" {len(thumbnails)} and {found}"
         )
+
+
+def _weights(config):
+    """Returns the weights of the terms; of a user's own method those in its config."""
+    method = methods.METHODS.get(config.method)
+    return method.weighed(config.loss) if method else dict(config.loss)
 
 
 def is_number(x: Any) -> bool:

@@ -60,7 +60,7 @@ def _config_of_run(workdir, kind):
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
-            raise ValueError(f"expected fields; got {type(content).__name__}")
+            raise Refusal(f"expected fields; got {type(content).__name__}")
         return kind.parse(content)
     except (ValueError, RecursionError) as error:
         raise Unusable(f"{path} cannot be read: {one_line(error)}") from error

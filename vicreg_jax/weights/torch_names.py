@@ -39,7 +39,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
     paths = {name: _path(name.removeprefix("module.")) for name in state_dict}
     unknown = [name for name, path in paths.items() if path is None]
     if unknown:
-        raise ValueError(
+        raise Refusal(
             f"{listed(unknown)} is not of a ResNet ('conv1.weight',"
             " 'layer1.0.bn1.bias'), alone or under 'backbone.' with a 'projector.';"
             " remove a classifier and other prefixes; no other architecture is read"
@@ -63,7 +63,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
         for part in path:
             node = node.setdefault(part, {})
         if leaf in node:
-            raise ValueError(f"{name!r} comes twice, with and without 'module.'")
+            raise Refusal(f"{name!r} comes twice, with and without 'module.'")
         node[leaf] = np.array(value, order="C")
     return variables
 
@@ -114,7 +114,7 @@ def to_detectron2(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
       ValueError: variables that are not those of an encoder alone.
     """
     if "encoder" in variables["params"]:
-        raise ValueError(
+        raise Refusal(
             "Detectron2 takes an encoder alone; got the variables of encoder and"
             " expander: give {'params': params['encoder'], ...}"
         )

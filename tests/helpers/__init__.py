@@ -1,0 +1,1 @@
+"""What several test modules share: one topic a module, no tests."""

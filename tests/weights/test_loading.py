@@ -1,0 +1,164 @@
+"""Encoders from files: which are read, what is found in them, what is refused."""
+
+import importlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.paths import GOLDEN
+from helpers.runs import RUN, images
+from helpers.torch_files import NO_TORCH, drawn, official, saved, shapes_of
+
+from vicreg_jax import config, methods, models, train
+from vicreg_jax.weights import contents, loading, torch_names
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+def test_a_pytorch_file_gives_the_features_of_the_authors_code(tmp_path, name):
+    golden = np.load(GOLDEN / f"{name}.npz")
+    state_dict = drawn(models.create(name))
+    assert list(state_dict) and set(state_dict) == set(golden["state_dict_names"])
+    loaded = loading.load(saved(tmp_path / "encoder.pth", state_dict))
+    assert loaded.module == models.create(name)
+    images = golden["images_nchw"].transpose(0, 2, 3, 1).astype(np.float32)
+    with jax.default_matmul_precision("highest"):
+        apply = jax.jit(lambda v, x: loaded.module.apply(v, x, train=False))
+        got = apply(loaded.variables, images)
+    want = golden["features_eval"]
+    # The golden numbers are float64: float32 through 50 layers (found 1e-6).
+    atol = 1e-5 * np.abs(want).max()
+    np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("resnet18", {"stem": "cifar"}),
+        ("resnet34", {}),
+        ("resnet50", {"width": 2}),
+        ("resnet101", {}),
+        ("resnet152", {}),
+        ("resnet200", {"width": 2}),
+    ],
+)
+def test_the_architecture_is_told_by_names_and_shapes(tmp_path, name, options):
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    module = models.create(name, **options)
+    tensors = {  # one number each, however large the shape
+        k: torch.zeros([], dtype=torch.float32).expand(v.shape)
+        for k, v in shapes_of(module).items()
+    }
+    torch.save(tensors, tmp_path / "encoder.pt")
+    loaded = loading.load(tmp_path / "encoder.pt")
+    assert loaded.module == module
+    assert loaded.expander is loaded.config is loaded.step is None
+    assert loaded.source == str(tmp_path / "encoder.pt")
+    assert (loaded.mean, loaded.std) == (config.Data().mean, config.Data().std)
+    # Published encoders saw 224; those with a stem for small images who knows what.
+    assert loaded.image_size == (None if options.get("stem") else 224)
+
+
+def test_the_authors_full_checkpoint_goes_in_and_out_bit_for_bit(tmp_path):
+    encoder, state_dict, content = official()
+    momentum = {"state": {0: {"mu": np.ones(3)}}, "param_groups": [{"lr": 0.2}]}
+    content["optimizer"] = momentum
+    path = saved(tmp_path / "model.pth", content)
+    loaded = loading.load(path)
+    assert loaded.module == encoder
+    whole = {
+        name: {"encoder": tree, "expander": loaded.expander[name]}
+        for name, tree in loaded.variables.items()
+    }
+    back = torch_names.to_torch(whole)
+    chex.assert_trees_all_equal(back, state_dict)
+    chex.assert_trees_all_equal_dtypes(back, state_dict)
+
+
+def test_the_expander_of_a_file_is_that_of_its_widths():
+    expander = models.Expander((24, 24, 8), bias=True)
+    sample = jax.ShapeDtypeStruct((2, 5), jnp.float32)
+    variables = jax.eval_shape(
+        lambda x: expander.init(jax.random.key(0), x, train=False), sample
+    )
+    assert contents.expander_of(variables) == expander
+
+
+def test_a_backbone_alone_is_read_under_its_prefix(tmp_path):
+    state_dict = drawn(models.create("resnet18"))
+    plain = loading.load(saved(tmp_path / "a.pth", state_dict))
+    prefixed = {f"module.backbone.{k}": v for k, v in state_dict.items()}
+    loaded = loading.load(saved(tmp_path / "b.pth", prefixed))
+    chex.assert_trees_all_equal(loaded.variables, plain.variables)
+    assert loaded.expander is None
+
+
+def test_a_classifier_of_torchvision_is_left_out_and_no_other(tmp_path):
+    state_dict = drawn(models.create("resnet18"))
+    head = {"fc.weight": np.zeros((10, 512)), "fc.bias": np.zeros(10)}
+    loaded = loading.load(saved(tmp_path / "a.pth", state_dict | head))
+    chex.assert_trees_all_equal(loaded.variables, torch_names.from_torch(state_dict))
+    path = saved(tmp_path / "b.pth", state_dict | {"head.weight": np.zeros((10, 512))})
+    with pytest.raises(ValueError, match="b.pth: 'head.weight' is not of a ResNet"):
+        loading.load(path)
+
+
+def test_safetensors_with_pytorchs_names_are_read(tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy", reason="safetensors is missing")
+    state_dict = drawn(models.create("resnet18"))
+    numpy.save_file(state_dict, tmp_path / "model.safetensors")
+    loaded = loading.load(tmp_path / "model.safetensors")
+    chex.assert_trees_all_equal(loaded.variables, torch_names.from_torch(state_dict))
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision.models"])
+def test_the_other_librarys_resnet_is_read(tmp_path, library):
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    try:
+        other = importlib.import_module(library)
+    except Exception as error:  # missing, or made for another version of torch
+        pytest.skip(f"{library} cannot be imported: {error}")
+    net = other.create_model("resnet18") if library == "timm" else other.resnet18()
+    torch.manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as if trained
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    loaded = loading.load(tmp_path / "net.pth")
+    net.fc = torch.nn.Identity()
+    images = np.random.default_rng(0).standard_normal((2, 96, 96, 3), np.float32)
+    with torch.no_grad():
+        nchw = torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        want = net.eval()(nchw).numpy()
+    apply = jax.jit(lambda v, x: loaded.module.apply(v, x, train=False))
+    got = apply(loaded.variables, images)
+    # float32 sums in another order (found 1e-6)
+    atol = 1e-5 * np.abs(want).max()
+    np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+
+def test_a_module_of_ones_own_overrides_what_shapes_tell(tmp_path, caplog):
+    path = saved(tmp_path / "a.pth", shapes_of(models.create("resnet18", stem="cifar")))
+    with caplog.at_level("WARNING"):
+        assert loading.load(path).module.stem == "cifar"
+    assert "looks like 'cifar' or 'solo_learn'; it is taken for 'cifar'" in caplog.text
+    mine = models.create("resnet18", stem="solo_learn")
+    assert loading.load(path, encoder=mine).module == mine
+
+
+def test_a_run_is_loaded_with_expander_config_and_step(tmp_path):
+    trained = train.run(RUN, tmp_path, source=images(32, channels=3))
+    loaded = loading.load(tmp_path)
+    want = jax.device_get(trained.encoder.variables)
+    chex.assert_trees_all_equal(loaded.variables, want)
+    want = jax.device_get(trained.state)
+    for name, tree in (("params", want.params), ("batch_stats", want.batch_stats)):
+        chex.assert_trees_all_equal(loaded.expander[name], tree["expander"])
+    weights = dict(methods.Vicreg.weights)  # the run writes them out
+    assert loaded.config == config.parse(RUN | dict(loss=weights))
+    assert (loaded.step, loaded.source) == (int(want.step), str(tmp_path))
+    data = config.parse(RUN).data
+    assert (loaded.mean, loaded.std) == (data.mean, data.std)
+    assert loaded.image_size == data.image_size
