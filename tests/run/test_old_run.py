@@ -4,15 +4,16 @@ import json
 import subprocess
 import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_main import environment, lines
+from helpers.paths import GOLDEN
+from helpers.processes import environment
+from helpers.records import lines, without_times
 
 import vicreg_jax
 
-ARCHIVE = Path(__file__).parent / "golden" / "run_5c53f51.tar.xz"
+ARCHIVE = GOLDEN / "run_5c53f51.tar.xz"
 CHANGES = (
     *("--config=digits", "--config.data.batch_size=128", "--config.evaluate.draws=0"),
     *("--config.model.expander=(16,16)", "--config.optimizer.warmup_epochs=1.0"),
@@ -90,10 +91,8 @@ def test_old_evaluations_are_shown_continued_and_reported(folder):
     wanted = json.loads((folder / "linear_result.json").read_text())
     assert made == wanted | {"checkpoint": str(run)}
     wanted = parsed(folder / "linear_metrics.jsonl")
-    for own, line in zip(lines(run / "eval" / "linear"), wanted, strict=True):
-        times = ("images_per_second", "data_wait")
-        own = {name: value for name, value in own.items() if name not in times}
-        line = {name: value for name, value in line.items() if name not in times}
+    made, wanted = without_times(lines(run / "eval" / "linear")), without_times(wanted)
+    for own, line in zip(made, wanted, strict=True):
         assert own == pytest.approx(line, rel=1e-5)  # of rounding, seen: none
 
     pytest.importorskip("matplotlib", reason="the extra report")
