@@ -164,7 +164,7 @@ class Checkpoints:
         with all_or_none(Unusable):
             if jax.process_index() == 0:
                 checksums.check_files(folder)
-        record = checksums.read(folder)
+            record = checksums.read(folder)
         checksums.check_fit(folder, record, like, self._facts, part=part)
         with all_or_none(Unusable):
             state = orbax.read(folder, like, part=part)
