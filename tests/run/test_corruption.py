@@ -159,7 +159,7 @@ def test_damage_to_other_parts_is_found_where_a_part_is_restored(tmp_path):
     saved(tmp_path, 1, 2)
     damage(tmp_path / "2")
     part = {"b": {"step": jax.ShapeDtypeStruct((), jnp.int32)}}
-    step, found = Checkpoints(tmp_path, read_only=True).restore_part(part)
+    step, found = Checkpoints(tmp_path, read_only=True).restore(part, part=True)
     assert step == 1 and found == {"b": {"step": 3}}
 
 

@@ -77,6 +77,14 @@ def environment() -> dict[str, Any]:
     }
 
 
+def memory_stats() -> dict[str, int]:
+    """Returns what a device counts of its memory, nothing where it does not."""
+    try:
+        return jax.local_devices()[0].memory_stats() or {}
+    except (NotImplementedError, RuntimeError):  # not every platform counts
+        return {}
+
+
 def _commit():
     """Returns the commit of a checkout of this package, "" where there is none."""
     root = Path(__file__).parents[2]

@@ -64,14 +64,14 @@ def wanted(environ: Mapping[str, str]) -> dict[str, Any] | None:
             f" 0 to {processes - 1}"
         )
     if address and processes and process is not None:
-        return _explicit(address, processes, process)
+        return _arguments(address, processes, process)
     launched = _open_mpi(environ) or _slurm(environ) or _tpu(environ)
     if launched is None:
         if address or processes or own is not None:
             _refuse_incomplete(address, processes, process)
         return None
-    for name, given in zip(NAMES[1:], (processes, own), strict=True):
-        said = launched.processes if name == NAMES[1] else launched.process
+    told = launched.processes, launched.process
+    for name, given, said in zip(NAMES[1:], (processes, own), told, strict=True):
         if None not in (given, said) and given != said:
             raise Refusal(
                 f"{name}={given}, but {launched.name} says {said}; unset it, or set"
@@ -82,10 +82,7 @@ def wanted(environ: Mapping[str, str]) -> dict[str, Any] | None:
     address = address or launched.address
     if launched.processes is None:
         return {"coordinator_address": address} if address else {}
-    arguments = _explicit(address, launched.processes, launched.process)
-    if not address:  # jax finds it, and nothing else
-        del arguments["coordinator_address"], arguments["cluster_detection_method"]
-    return launched.more | arguments
+    return launched.more | _arguments(address, *told)
 
 
 def port(arguments: Mapping[str, Any], environ: Mapping[str, str]) -> int | None:
@@ -134,11 +131,11 @@ def idle_gpus(
     )
 
 
-def _integer(environ, name):
-    """Returns a variable, 0 or more, None where it is not set."""
+def _integer(environ, name, default=None):
+    """Returns a variable, 0 or more, the default where it is not set."""
     text = environ.get(name)
     if text is None:
-        return None
+        return default
     if not re.fullmatch("[0-9]+", text):
         raise Refusal(f"{name}={text!r}; expected an integer, 0 or more")
     return int(text)
@@ -158,13 +155,12 @@ def _coordinator_port(environ, default):
     return _integer(environ, "JAX_COORDINATOR_PORT") or default
 
 
-def _explicit(address, processes, process):
-    return {
-        "coordinator_address": address,
-        "num_processes": processes,
-        "process_id": process,
-        "cluster_detection_method": "deactivate",
-    }
+def _arguments(address, processes, process):
+    numbers = {"num_processes": processes, "process_id": process}
+    if not address:  # jax finds it, and nothing else
+        return numbers
+    where = {"coordinator_address": address, "cluster_detection_method": "deactivate"}
+    return numbers | where
 
 
 def _refuse_incomplete(*values):
@@ -194,12 +190,12 @@ def _open_mpi(environ):
 def _slurm(environ):
     """A step of srun; not the shell of sbatch, salloc or ssh around it."""
     process = _integer(environ, "SLURM_PROCID")
-    counts = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
-    processes = next((_integer(environ, x) for x in counts if x in environ), None)
+    tasks = _integer(environ, "SLURM_NTASKS")  # of the job, unless the step says
+    processes = _integer(environ, "SLURM_STEP_NUM_TASKS", tasks)
     if process is None or processes is None:
         return None
     if "SLURM_STEP_NODELIST" not in environ:
-        nodes = _integer(environ, "SLURM_JOB_NUM_NODES") or 1
+        nodes = _integer(environ, "SLURM_JOB_NUM_NODES", 1)
         if nodes > 1:
             raise Refusal(
                 f"this SLURM job has {nodes} nodes and the program was started on one;"
@@ -208,7 +204,7 @@ def _slurm(environ):
         return None
     nodes = re.sub(r"\[([0-9]+)[^]]*\]", r"\1", environ["SLURM_STEP_NODELIST"])
     # One for each step of a job, above the ports that Linux hands out by itself.
-    ids = [_integer(environ, x) or 0 for x in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    ids = [_integer(environ, x, 0) for x in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
     port = _coordinator_port(environ, 61440 + sum(ids) % 4096)
     address = f"{nodes.split(',')[0]}:{port}"
     return Launched("srun", processes, process, address, _local_gpus(environ))
@@ -226,7 +222,7 @@ def _tpu(environ):
     if hosts and slices == 1:
         # jax would ask a metadata server about slices, which GKE may not let it reach.
         processes = _length(hosts)
-        process = _integer(environ, "TPU_WORKER_ID") or 0
+        process = _integer(environ, "TPU_WORKER_ID", 0)
         if process >= processes:
             raise Refusal(
                 f"TPU_WORKER_ID={process}, but the TPU has {processes} hosts: {hosts}"
@@ -243,16 +239,16 @@ def _neighbours(environ):
     """Returns how many processes this machine has and which is ours; else (None, 0)."""
     processes = _integer(environ, "OMPI_COMM_WORLD_LOCAL_SIZE")
     if processes:
-        return processes, _integer(environ, "OMPI_COMM_WORLD_LOCAL_RANK") or 0
+        return processes, _integer(environ, "OMPI_COMM_WORLD_LOCAL_RANK", 0)
     if "SLURM_STEP_NODELIST" not in environ:
         return None, 0
-    names = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
-    text = next((environ[name] for name in names if name in environ), "")
+    text = environ.get("SLURM_TASKS_PER_NODE", "")
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE", text)
     tasks = []  # of each node: 8(x2),4 is 8, 8, 4
     for count, times in re.findall(r"([0-9]+)(?:\(x([0-9]+)\))?", text):
         tasks += [int(count)] * int(times or 1)
-    node = _integer(environ, "SLURM_NODEID") or 0
-    local = _integer(environ, "SLURM_LOCALID") or 0
+    node = _integer(environ, "SLURM_NODEID", 0)
+    local = _integer(environ, "SLURM_LOCALID", 0)
     return (tasks[node] if node < len(tasks) else None), local
 
 

@@ -98,7 +98,8 @@ class Supervised(Job):
             kept, self.aside = held_out(kept, labels, head.held_out, protocol.seed)
         self.tested = np.arange(len(found.test))
         self._planner = _Chosen(kept, protocol, config)
-        self.epoch = self.checkpoint_steps = self._planner.steps_per_epoch
+        self.epoch = self._planner.steps_per_epoch
+        self.checkpoint_steps = self.judge_steps = self.epoch
         self.total = protocol.epochs * self.epoch
         self.mesh = devices.mesh(config.data.batch_size)
         self._batches = batches.Batches(images, config, self.mesh)
@@ -107,10 +108,7 @@ class Supervised(Job):
         whole, split = sharding.whole(self.mesh), sharding.split(self.mesh)
         begin = partial(self._network.init, config=config)
         self._init = jax.jit(begin, out_shardings=whole)
-        self.like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-            jax.eval_shape(begin, variables),
-        )
+        self.like = jax.eval_shape(self._init, variables)
         self.facts = {"examples": len(kept), "encoder": checksum(variables)}
         self.size = (
             f"config.data.batch_size {config.data.batch_size} on {self.mesh.size}"
@@ -147,10 +145,7 @@ class Supervised(Job):
         resident = self._batches.resident()
         return *self._step(self._variables, state, resident, *batch), ()
 
-    def judged(self, step):
-        return step % self.epoch == 0
-
-    def judge(self, step, state):
+    def judge(self, state):
         if not self.config.head.test_every_epoch:
             return {}
         values = {}

@@ -110,7 +110,9 @@ class Checkpoints:
             f" {needed / 1e6:,.1f} MB"
         )
 
-    def restore(self, like: Any, *, step: int | None = None) -> tuple[int, Any] | None:
+    def restore(
+        self, like: Any, *, step: int | None = None, part: bool = False
+    ) -> tuple[int, Any] | None:
         """Returns the newest undamaged (step, state), or None where there is none yet.
 
         A damaged checkpoint is passed over with a warning and renamed; it is deleted
@@ -119,6 +121,8 @@ class Checkpoints:
         Args:
           like: tree of arrays or ShapeDtypeStructs with the wanted shardings.
           step: only this one, such as `best()`.
+          part: whether it may lack some of the state; then it is a nested dict, and
+            what is returned is in host memory.
 
         Raises:
           Unusable: there are checkpoints, but none can be used.
@@ -127,27 +131,13 @@ class Checkpoints:
         like = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        return self._newest(like, step, part=False)
-
-    def restore_part(
-        self, like: Any, *, step: int | None = None
-    ) -> tuple[int, Any] | None:
-        """Returns the newest undamaged (step, part of the state) in host memory.
-
-        Args:
-          like: nested dict of ShapeDtypeStructs, a part of the state's.
-          step: as for `restore`, which also says what is raised.
-        """
-        return self._newest(like, step, part=True)
-
-    def _newest(self, like, only, *, part):
         self.wait()
         steps = json.loads(processes.first_line(json.dumps(self.steps()[::-1])))
-        reasons = {}
-        for step in steps if only is None else [only]:
+        reasons, steps = {}, steps if step is None else [step]
+        for step in steps:
             try:
                 record, state = self._read(step, like, part)
-            except _Damaged as error:
+            except Unusable as error:  # on all processes
                 reasons[step] = f"step {step}: {error}"
                 logging.warning("checkpoint not usable, %s", reasons[step])
                 continue
@@ -171,12 +161,12 @@ class Checkpoints:
 
     def _read(self, step, like, part):
         folder = self._folder / str(step)
-        with all_or_none(_Damaged):
+        with all_or_none(Unusable):
             if jax.process_index() == 0:
                 checksums.check_files(folder)
-        record = checksums.read(folder)
+            record = checksums.read(folder)
         checksums.check_fit(folder, record, like, self._facts, part=part)
-        with all_or_none(_Damaged):
+        with all_or_none(Unusable):
             state = orbax.read(folder, like, part=part)
             checksums.check_arrays(record, state)
         return record, state
@@ -236,10 +226,6 @@ class Checkpoints:
         if self._manager:
             self.wait()
             self._manager.close()
-
-
-class _Damaged(Exception):
-    """A checkpoint is not usable, on all processes."""
 
 
 def _make(folder):

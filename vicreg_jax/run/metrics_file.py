@@ -5,6 +5,7 @@
 
 import uuid
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,15 @@ class Writer:
             )
         self._board = None
         try:
-            self._board = _board(workdir, step)
+            board = require(
+                "tensorboardX", "metrics for TensorBoard", install="tensorboardX"
+            )
+            self._board = board.SummaryWriter(
+                str(workdir / "tensorboard"),
+                purge_step=step + 1,
+                # Else a run that restarts within a second overwrites a file.
+                filename_suffix=f".{step}",
+            )
             self._followers["TensorBoard"] = self._draw
         except Exception as error:  # whatever a package raises that does not fit
             note(f"no TensorBoard events: {one_line(error)}")
@@ -72,17 +81,6 @@ class Writer:
             self._board.close()
 
 
-class Silent:
-    """Takes what `Writer` takes, of the processes that do not write."""
-
-    first: Mapping[str, float] | None = None
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.first = self.first or {"step": step, **metrics}
-
-    def close(self) -> None: ...
-
-
 def wandb_starter(
     project: str,
 ) -> Callable[[Path, Mapping[str, object], Note], Any]:
@@ -99,7 +97,8 @@ def wandb_starter(
     wandb = require("wandb", f"config.wandb={project!r}", install="wandb")
 
     def start(workdir, config, note):
-        settings = dict(
+        init = partial(
+            wandb.init,
             project=project,
             id=_wandb_id(workdir),
             name=workdir.name,
@@ -107,7 +106,7 @@ def wandb_starter(
             config=dict(config),
         )
         try:
-            return wandb.init(**settings, resume="allow")
+            return init(resume="allow")
         except Exception as error:  # no network, no key, no such project
             note(
                 f"Weights & Biases: {one_line(error)}; what it would get is kept in"
@@ -115,7 +114,7 @@ def wandb_starter(
             )
         try:
             wandb.teardown()  # else the name of the run is taken
-            return wandb.init(**settings, mode="offline")
+            return init(mode="offline")
         except Exception as error:
             note(f"nothing is kept for Weights & Biases: {one_line(error)}")
             return None
@@ -147,13 +146,3 @@ def _cut(path, step, note):
 def _is_of_a_step(line):
     numbers = all(isinstance(value, int | float) for value in line.values())
     return numbers and isinstance(line.get("step"), int)
-
-
-def _board(workdir, step):
-    writer = require(
-        "tensorboardX", "metrics for TensorBoard", install="tensorboardX"
-    ).SummaryWriter
-    # The suffix keeps a run that restarts within a second from overwriting a file.
-    return writer(
-        str(workdir / "tensorboard"), purge_step=step + 1, filename_suffix=f".{step}"
-    )

@@ -69,15 +69,16 @@ def delete_drafts(folder: Path, step: int | str = "*") -> None:
 
 
 def read(folder: Path, like: Any, *, part: bool) -> Any:
-    """Reads a checkpoint without a look at anything's checksum.
+    """Reads the arrays of a tree from a checkpoint that is known to have them all.
 
-    It waits for no other process, so that one that fails does not stop the others.
+    It looks at no checksum. It waits for no other process, so that one that fails does
+    not stop the others.
 
     Args:
       folder: of the checkpoint.
-      like: tree of ShapeDtypeStructs, with the wanted shardings.
-      part: whether it may have fewer arrays than the state, which then come as NumPy
-        arrays.
+      like: tree of ShapeDtypeStructs, with the wanted shardings. What is empty in it
+        need not be there: checkpoints of old have fewer fields.
+      part: whether they are to come as NumPy arrays instead.
     """
     own = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
@@ -86,7 +87,7 @@ def read(folder: Path, like: Any, *, part: bool) -> Any:
     where = ocp.checkpoint_utils.construct_restore_args(like)
     if part:
         where = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-    args = ocp.args.PyTreeRestore(like, restore_args=where, partial_restore=part)
+    args = ocp.args.PyTreeRestore(like, restore_args=where, partial_restore=True)
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
         return reader.restore(folder / STATE, args=args)

@@ -77,11 +77,11 @@ class Feed:
             sending.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, made):
+        return self._timed("transfer", self._place, made.result())
+
+    def _place(self, batch):
         place = partial(jax.make_array_from_process_local_data, self._sharding)
-        batch = made.result()
-        return self._timed(
-            "transfer", lambda: jax.block_until_ready(jax.tree.map(place, batch))
-        )
+        return jax.block_until_ready(jax.tree.map(place, batch))
 
     def _timed(self, stage, function, *args):
         begin = time.perf_counter()
@@ -95,8 +95,8 @@ class Feed:
         stages = self._outer | inner
         stages["prepare"] = max(0.0, stages["prepare"] - sum(inner.values()))
         total = sum(stages.values())
-        slowest = max(stages, key=stages.get)
         shares = sorted(stages.items(), key=lambda item: -item[1])
+        slowest = shares[0][0]
         listed = ", ".join(f"{n} {s / total:.0%}" for n, s in shares if s > total / 100)
         return f"{slowest} is the slowest stage ({listed}); {ADVICE[slowest]}"
 

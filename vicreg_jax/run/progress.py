@@ -20,10 +20,16 @@ SECONDS = 10  # between two lines where there is no terminal
 
 
 class Bar:
-    """Shows progress in two lines of a terminal; elsewhere prints one now and then."""
+    """Shows progress in two lines of a terminal; elsewhere prints one now and then.
 
-    def __init__(self, *, total: int, done: int):
+    Args:
+      total, done: steps.
+      silent: says nothing, as processes do that are not the first.
+    """
+
+    def __init__(self, *, total: int, done: int, silent: bool = False):
         self._total, self._spoke, self._terms = total, -math.inf, ""
+        self._silent = silent
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -33,7 +39,7 @@ class Bar:
         )
         self._task = self._progress.add_task("", total=total, completed=done, rate="")
         self._live = None
-        if _is_terminal():
+        if _is_terminal() and not silent:
             console = Console(stderr=True, force_terminal=True)
             self._live = Live(get_renderable=self._picture, console=console)
             self._live.start()
@@ -45,7 +51,7 @@ class Bar:
         """Shows what is going on: "compiling"."""
         self._progress.update(self._task, description=text)
         if not self._live:
-            _print(text)
+            self._print(text)
 
     def note(self, text: str) -> None:
         """Prints a line that stays."""
@@ -54,7 +60,7 @@ class Bar:
                 text, highlight=False, markup=False, soft_wrap=True
             )
         else:
-            _print(text)
+            self._print(text)
 
     def step(self, step: int) -> None:
         """Moves on to `step`."""
@@ -69,25 +75,15 @@ class Bar:
         now = time.monotonic()
         if not self._live and (now - self._spoke > SECONDS or step == self._total):
             self._spoke = now
-            _print(f"step {step}/{self._total}  {rate}  {self._terms}")
+            self._print(f"step {step}/{self._total}  {rate}  {self._terms}")
 
     def close(self) -> None:
         if self._live:
             self._live.stop()
 
-
-class Silent:
-    """Takes what `Bar` takes, of the processes that do not speak."""
-
-    def say(self, text: str) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-    def step(self, step: int) -> None: ...
-
-    def show(self, step: int, metrics: Mapping[str, float], text: str) -> None: ...
-
-    def close(self) -> None: ...
+    def _print(self, text):
+        if not self._silent:
+            print(text, file=sys.stderr, flush=True)
 
 
 def _is_terminal():
@@ -98,7 +94,3 @@ def _is_terminal():
     in_notebook = any(name in os.environ for name in NOTEBOOKS)
     in_notebook = in_notebook or "inline" in os.environ.get("MPLBACKEND", "")
     return sys.stderr.isatty() and not in_notebook
-
-
-def _print(text):
-    print(text, file=sys.stderr, flush=True)

@@ -4,17 +4,14 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from vicreg_jax.run import metrics_file, progress
+from vicreg_jax.devices import found
+from vicreg_jax.run import metrics_file
 from vicreg_jax.run.prefetch import Feed
-from vicreg_jax.run.watchdog import Watchdog
-
-__all__ = ["Recorder", "peak_memory"]
 
 STARVING = 0.1  # share of the time spent waiting for data that is worth a word
 
@@ -26,46 +23,42 @@ class Recorder:
     device never waits for it.
 
     Args:
-      job: see `session.Job`.
-      feed: of its batches. bar: where it speaks. watchdog: paused while it compiles.
-      start: metrics beyond this step are cut.
+      session: a `session.Session`; metrics beyond its start are cut.
+      feed: of its batches.
       wandb_run: also log there, if given.
     """
 
-    def __init__(
-        self,
-        job: Any,
-        workdir: Path,
-        feed: Feed,
-        bar: progress.Bar | progress.Silent,
-        *,
-        start: int,
-        watchdog: Watchdog,
-        wandb_run: Any,
-    ):
-        self._job, self._feed, self._bar, self._watchdog = job, feed, bar, watchdog
-        self._writer = metrics_file.Silent()
+    def __init__(self, session: Any, feed: Feed, wandb_run: Any):
+        self._job, self._bar, self._feed = session.job, session.bar, feed
+        self._watchdog = session.watchdog
+        self._writer = None  # of the processes that do not write
         if jax.process_index() == 0:
             self._writer = metrics_file.Writer(
-                workdir, step=start, note=bar.note, wandb_run=wandb_run
+                session.workdir,
+                step=session.start,
+                note=self._bar.note,
+                wandb_run=wandb_run,
             )
         self._clock = None  # step, time and time waited of the latest line
         self._measured = self._starved = False
         self._waiting = None
         self._paused = 0.0
-        self.close = self._writer.close
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
 
     def pause(self, seconds: float) -> None:
         """Leaves time out of the rates: of what was no training."""
         self._paused += seconds
 
     def step(
-        self, step: int, values: dict, outputs: Any, found: Mapping | None
+        self, step: int, values: dict, outputs: Any, judged: Mapping | None
     ) -> None:
         """Takes the device's results of a finished or unfinished step.
 
         Args:
-          found: metrics that are to be recorded with this step, whichever it is.
+          judged: metrics that are to be recorded with this step, whichever it is.
         """
         self.flush()
         self._bar.step(step)
@@ -73,13 +66,13 @@ class Recorder:
             self._clock = (step, time.perf_counter(), self._feed.waited)
             self._paused = 0.0
         job = self._job
-        first = step in (1, job.epoch, job.total)
-        if found is None and not first and step % job.log_steps:
+        marked = judged is not None or step in (1, job.epoch, job.total)
+        if not marked and step % job.log_steps:
             return
         # Queued before the next step, so that fetching waits for no other.
         begin = time.perf_counter()
         with nullcontext() if self._measured else self._watchdog.paused():
-            values = values | job.measure(step, values, outputs) | dict(found or {})
+            values = values | job.measure(step, values, outputs) | dict(judged or {})
         if not self._measured:  # compiling is timed apart
             self._measured = True
             self.pause(time.perf_counter() - begin)
@@ -87,17 +80,14 @@ class Recorder:
 
     def flush(self) -> None:
         """Records the latest metrics, if they are not yet."""
-        if self._waiting is None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is None or self._writer is None:
             return
-        step, values = self._waiting
-        self._waiting = None
+        step, values = waiting
         values = {name: float(x) for name, x in jax.device_get(values).items()}
         row = values.pop("skipped_in_a_row")
-        values |= {
-            "epoch": step / self._job.epoch,
-            **self._speed(step),
-            **peak_memory(),
-        }
+        values |= {"epoch": step / self._job.epoch}
+        values |= self._speed(step) | peak_memory()
         self._writer.write(step, {k: v for k, v in values.items() if math.isfinite(v)})
         if row:
             self._bar.note(f"step {step}: loss or gradient not finite; skipped")
@@ -126,11 +116,7 @@ class Recorder:
         }
 
 
-def peak_memory():
+def peak_memory() -> dict[str, float]:
     """Returns the most memory that a device has used so far, where that is counted."""
-    try:
-        stats = jax.local_devices()[0].memory_stats() or {}
-    except (NotImplementedError, RuntimeError):
-        return {}
-    used = stats.get("peak_bytes_in_use")
+    used = found.memory_stats().get("peak_bytes_in_use")
     return {} if used is None else {"memory_peak_gb": used / 1e9}

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from vicreg_jax import devices, files
-from vicreg_jax.config import fields
+from vicreg_jax.config import Config, Evaluation, fields
 from vicreg_jax.devices import processes, sharding
 from vicreg_jax.refusals import Diverged, Refusal
 from vicreg_jax.run import progress, workdirs
@@ -25,41 +25,25 @@ from vicreg_jax.run.recorder import Recorder
 from vicreg_jax.run.signals import Stop
 from vicreg_jax.run.watchdog import Watchdog
 
-__all__ = ["Job", "Session", "out_of_memory", "spans"]
-
 
 class Job:
-    """What a session works on: a step, and how it is judged.
+    """What a session works on: a step, and how it is judged."""
 
-    Attributes:
-      config: of the run or evaluation; its `guard` says what is put up with.
-      images: the source of the batches.
-      mesh: over which they are divided.
-      epoch, total: steps of an epoch and of all.
-      log_steps, checkpoint_steps: steps between lines of metrics and between
-        checkpoints.
-      profile_step: the step to be profiled, 0 for none.
-      at_once: steps of one dispatch, where it may take several.
-      like: shapes and shardings of the state.
-      facts: what a checkpoint must have been made with, such as a number of examples.
-      size: in words, what takes the memory of a device.
-      unit: in words, what a step works on.
-      cure: in words, what to try where numbers are not finite.
-    """
-
-    config: Any
-    images: Any
-    mesh: Mesh
-    epoch: int
-    total: int
-    log_steps: int
-    checkpoint_steps: int
-    profile_step: int = 0
-    at_once: int = 1
-    like: Any
-    facts: Mapping[str, Any]
-    size: str
-    cure: str
+    config: Config | Evaluation  # its `guard` says what is put up with
+    images: Any  # a `data.source.Source` of the batches
+    mesh: Mesh  # over which they are divided
+    epoch: int  # steps of an epoch
+    total: int  # steps of all epochs
+    log_steps: int  # between lines of metrics
+    checkpoint_steps: int  # between checkpoints
+    judge_steps: int = 0  # between judgements, 0 for none
+    profile_step: int = 0  # which is profiled, 0 for none
+    at_once: int = 1  # steps of one dispatch, where it may take several
+    like: Any  # shapes and shardings of the state
+    facts: Mapping[str, Any]  # what a checkpoint must have been made with
+    size: str  # in words, what takes the memory of a device
+    warning: str = ""  # in words, what may go wrong
+    cure: str  # in words, what to try where numbers are not finite
 
     def init(self) -> Any:
         """Returns the state of step 0."""
@@ -80,13 +64,9 @@ class Job:
         """Returns what is to be logged beside the metrics of a step."""
         return {}
 
-    def judge(self, step: int, state: Any) -> dict[str, float] | None:
-        """Returns what a judgement after this step finds, None where none is due."""
-        return None
-
-    def judged(self, step: int) -> bool:
-        """Tells whether a judgement is due after this step."""
-        return False
+    def judge(self, state: Any) -> dict[str, float]:
+        """Returns what a judgement finds; it is logged with the metrics of the step."""
+        return {}
 
     def text(self, values: Mapping[str, float]) -> str:
         """Returns the line beside the bar."""
@@ -99,7 +79,12 @@ class Job:
         return []
 
     def explain(self, workdir: Path, state: Any, batch: Any, step: int) -> str:
-        """Returns in words where numbers are not finite, "" where that is not known."""
+        """Returns a clause, "; ...", on where numbers are not finite, or "": unknown.
+
+        Args:
+          state: the latest, at most one step later.
+          batch: of the step.
+        """
         return ""
 
 
@@ -147,9 +132,9 @@ class Session:
                 workdirs.write_config(workdir, job.config)
                 where = devices.environment() | {"memory_per_device": job.size}
                 files.write_json(workdir / "environment.json", where)
-            self.bar = progress.Silent()
-            if lead and self.start < job.total:
-                self.bar = progress.Bar(total=job.total, done=self.start)
+            self.bar = progress.Bar(
+                total=job.total, done=self.start, silent=self.finished or not lead
+            )
             closing.callback(self.bar.close)
             self.watchdog = Watchdog(
                 job.config.guard.stuck_seconds,
@@ -201,15 +186,7 @@ class Session:
             seconds=job.images.seconds,
         )
         with ExitStack() as closing:
-            recorder = Recorder(
-                job,
-                self.workdir,
-                feed,
-                self.bar,
-                start=self.start,
-                watchdog=self.watchdog,
-                wandb_run=wandb_run,
-            )
+            recorder = Recorder(self, feed, wandb_run)
             closing.callback(recorder.close)
             closing.callback(
                 workdirs.list_broken, job.images, self.workdir, self.bar.note
@@ -237,8 +214,8 @@ class Session:
                 stopped = processes.preempted() if self._together else self._stop.signal
                 if step % job.checkpoint_steps == 0 or step == job.total or stopped:
                     recorder.flush()
-                    score = found.get("knn_top1") if found else None
                     with self.watchdog.paused():
+                        score = (found or {}).get("knn_top1")
                         self.checkpoints.save(step, state, score=score)
                 if stopped:
                     self._leave(step)
@@ -259,8 +236,7 @@ class Session:
                 f"continuing {self.workdir} at step {self.start} of {self.job.total}"
             )
         room = self.checkpoints.room(self.job.like)
-        warning = getattr(self.job, "warning", "")
-        return [x for x in (where, warning, self.checkpoints.note, room) if x]
+        return [x for x in (where, self.job.warning, self.checkpoints.note, room) if x]
 
     def _dispatch(self, state, batch, span, compiled, recorder):
         """Hands some steps to the devices; waits for them only where it compiles."""
@@ -300,13 +276,13 @@ class Session:
 
     def _judge(self, step, state, recorder):
         """Returns what the job's judgement finds, None where none is due."""
-        if not self.job.judged(step):
+        if not self.job.judge_steps or step % self.job.judge_steps:
             return None
         jax.block_until_ready(state)
         recorder.flush()
         begin = time.perf_counter()
         with self.watchdog.paused():
-            found = self.job.judge(step, state)
+            found = self.job.judge(state)
         recorder.pause(time.perf_counter() - begin)
         return found
 

@@ -38,21 +38,14 @@ class TrainState:
         target: Any = (),
     ) -> "TrainState":
         """Returns the next state; where the step is not `good` it only counts that."""
-        learned = params, batch_stats, opt_state, target
-        kept = self.params, self.batch_stats, self.opt_state, self.target
-        learned = jax.tree.map(lambda a, b: jnp.where(good, a, b), learned, kept)
+        learned = self.replace(
+            params=params, batch_stats=batch_stats, opt_state=opt_state, target=target
+        )
+        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), learned, self)
         bad = (~good).astype(jnp.int32)
         row, total = self.skipped
         skipped = jnp.stack([(row + 1) * bad, total + bad])
-        params, batch_stats, opt_state, target = learned
-        return self.replace(
-            step=self.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            skipped=skipped,
-            target=target,
-        )
+        return new.replace(step=self.step + 1, skipped=skipped)
 
     def counts(self) -> dict[str, jax.Array]:
         """Returns the steps skipped until now, as metrics."""

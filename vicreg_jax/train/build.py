@@ -7,7 +7,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 
 from vicreg_jax import methods, models, optim
 from vicreg_jax.config import Config
@@ -15,7 +14,6 @@ from vicreg_jax.data import plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import Source, as_source
 from vicreg_jax.data.sources.load import load_splits
-from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.run.state import TrainState
@@ -137,24 +135,6 @@ def initializer(
         )
 
     return init
-
-
-def shapes(init: Callable[[], Any], mesh: Mesh, *, sharded: bool) -> tuple[Any, Any]:
-    """Returns the state that `init` makes as shapes with shardings, and the shardings.
-
-    Args:
-      sharded: whether large arrays are divided over the devices.
-    """
-    whole = sharding.whole(mesh)
-    found = jax.eval_shape(init)
-    places = jax.tree.map(lambda _: whole, found)
-    if sharded:
-        places = sharding.divided(mesh, found)
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        found,
-        places,
-    ), places
 
 
 def encoder_variables(state: TrainState) -> dict[str, Any]:

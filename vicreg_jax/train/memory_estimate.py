@@ -10,6 +10,7 @@ import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from vicreg_jax.config import Config
+from vicreg_jax.devices import found
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.run.state import TrainState
@@ -86,14 +87,11 @@ def check(need: Need, limit: float | None) -> str:
 
 def limit() -> float | None:
     """Returns the bytes of one device, None where that is not known."""
-    device = jax.local_devices()[0]
-    try:
-        stats = device.memory_stats() or {}
-    except (NotImplementedError, RuntimeError):  # not every platform counts
-        return None
+    stats = found.memory_stats()
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
-    if device.platform != "cpu" or "SC_PHYS_PAGES" not in os.sysconf_names:
+    platform = jax.local_devices()[0].platform
+    if platform != "cpu" or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return memory / jax.local_device_count()  # the devices of a CPU share it

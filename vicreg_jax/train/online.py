@@ -53,10 +53,7 @@ class Probe:
         self._width, self._seed = width, seed
         whole, split = sharding.whole(mesh), sharding.split(mesh)
         self.init = jax.jit(self._init, out_shardings=whole)
-        self.like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
-            jax.eval_shape(self._init),
-        )
+        self.like = jax.eval_shape(self.init)
         self.step = jax.jit(
             self._step,
             in_shardings=(whole, split, split),
@@ -73,14 +70,14 @@ class Probe:
         params, stats = heads.init(
             jax.random.key(self._seed),
             {"0": self._width},
-            **dict(heads=1, classes=self._classes, norm=True),
+            heads=1,
+            classes=self._classes,
+            norm=True,
         )
+        learned = {"params": params, "stats": stats}
         momenta = jax.tree.map(jnp.zeros_like, params)
-        weight = jnp.zeros([])  # of what is remembered, for a mean without bias
-        return dict(
-            **dict(params=params, stats=stats, momenta=momenta),
-            **dict(right=weight, weight=weight),
-        )
+        zero = jnp.zeros([])  # "weight" is of what is remembered: a mean without bias
+        return learned | {"momenta": momenta, "right": zero, "weight": zero}
 
     def _step(self, state, representation, labels):
         x = {"0": representation.astype(jnp.float32)}
@@ -96,15 +93,14 @@ class Probe:
             grads,
             rates=jax.tree.map(lambda _: RATE, grads),
             decays=jax.tree.map(lambda _: 0.0, grads),
-            **dict(momentum=MOMENTUM, nesterov=False),
+            momentum=MOMENTUM,
+            nesterov=False,
         )
         now = jnp.mean((jnp.argmax(scores, axis=1) == labels).astype(jnp.float32))
         right = MEMORY * state["right"] + (1 - MEMORY) * now
         weight = MEMORY * state["weight"] + (1 - MEMORY)
-        new = dict(
-            **dict(params=params, stats=stats, momenta=momenta),
-            **dict(right=right, weight=weight),
-        )
+        learned = {"params": params, "stats": stats}
+        new = learned | {"momenta": momenta, "right": right, "weight": weight}
         return new, {"probe_top1": 100 * right / weight}
 
 

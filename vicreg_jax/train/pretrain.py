@@ -24,8 +24,6 @@ from vicreg_jax.train import build, memory_estimate, not_finite, online
 from vicreg_jax.train.step import make_train_step
 from vicreg_jax.weights import Encoder
 
-__all__ = ["Trained", "run", "untrained"]
-
 AT_ONCE = 8  # steps of one dispatch
 
 
@@ -93,23 +91,34 @@ class Pretraining(Job):
     cure = "a lower optimizer.base_lr or model.dtype=float32"
 
     def __init__(self, config, encoder, method, source, tx):
-        mesh = devices.mesh(config.data.batch_size)
+        self.mesh = devices.mesh(config.data.batch_size)
         self.method = build.method(config, encoder, method)
         self.config = config = replace(config, **build.names(self.method, method))
         width = build.check_encoder(self.method, config)
-        self.images, self.mesh = build.images(config, source), mesh
-        self._batches = batches.Batches(self.images, config, mesh)
+        self._set_data(source)
+        self._set_watchers(width)
+        self._set_steps(tx)
+        self._statistics = jax.jit(self.method.statistics)
+        self._healthy = True
+
+    def _set_data(self, source):
+        """The images, and how many steps they make."""
+        config = self.config
+        self.images = build.images(config, source)
+        self._batches = batches.Batches(self.images, config, self.mesh)
         online.check(self.images, config)
         self._planner = build.planner(config, len(self.images))
         self.epoch = self._planner.steps_per_epoch
         self.total = config.epochs * self.epoch
         self.log_steps = config.every.log_steps
         self.checkpoint_steps = config.every.checkpoint_epochs * self.epoch
+        self.judge_steps = config.evaluate.knn_epochs * self.epoch
         self.profile_step = config.every.profile_step
         self.facts = {"examples": len(self.images)}
-        self._schedule = None
-        if tx is None:
-            self._schedule, tx = build.optimizer(config, self.epoch)
+
+    def _set_watchers(self, width):
+        """What watches the run by its labels."""
+        config, mesh = self.config, self.mesh
         self._probe = self._neighbours = None
         if config.evaluate.probe:
             self._probe = online.Probe(
@@ -119,14 +128,23 @@ class Pretraining(Job):
             self._neighbours = online.nearest_neighbours(
                 self.method.encoder, self.images, config, mesh
             )
+
+    def _set_steps(self, tx):
+        """The optimizer, the state, its memory, and the compiled steps."""
+        config, mesh = self.config, self.mesh
+        self._schedule = None
+        if tx is None:
+            self._schedule, tx = build.optimizer(config, self.epoch)
         init = build.initializer(self.method, tx, config)
-        self.like, places = build.shapes(init, mesh, sharded=config.optimizer.sharded)
+        places = sharding.whole(mesh)
+        if config.optimizer.sharded:
+            places = sharding.divided(mesh, jax.eval_shape(init))
         self._init = jax.jit(init, out_shardings=places)
+        self.like = jax.eval_shape(self._init)
         if self._probe:
             self.like = self.like.replace(probe=self._probe.like)
-        canvas = self._batches.canvas
         need = memory_estimate.estimate(
-            self.method, self.like, config, mesh.size, canvas=canvas
+            self.method, self.like, config, mesh.size, canvas=self._batches.canvas
         )
         self.size = need.words
         self.warning = memory_estimate.check(need, memory_estimate.limit())
@@ -147,8 +165,6 @@ class Pretraining(Job):
             for count in {1, self.at_once}
         }
         self._gather = jax.jit(tuple, out_shardings=sharding.whole(mesh))
-        self._statistics = jax.jit(self.method.statistics)
-        self._healthy = True
 
     def init(self):
         state = self._init()
@@ -186,11 +202,7 @@ class Pretraining(Job):
             found["learning_rate"] = self._schedule(step - 1)
         return found
 
-    def judged(self, step):
-        every = self.config.evaluate.knn_epochs * self.epoch
-        return bool(every) and step % every == 0
-
-    def judge(self, step, state):
+    def judge(self, state):
         return self._neighbours(build.encoder_variables(state))
 
     def text(self, values):

@@ -12,8 +12,6 @@ from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method, Outputs
 from vicreg_jax.run.state import TrainState
 
-__all__ = ["dropout_key", "make_train_step", "several"]
-
 
 def make_train_step(
     method: Method,
@@ -49,16 +47,17 @@ def make_train_step(
         leading axes [n, steps]), and metrics and outputs are those of the last.
     """
 
+    update = optax.with_extra_args_support(tx).update
+    grad_fn = jax.value_and_grad(method.objective, has_aux=True)
+
     def train_step(state, batch):
         with jax.named_scope("views"):
             views = render(batch)
         with jax.named_scope("loss_and_gradients"):
-            grad_fn = jax.value_and_grad(method.objective, has_aux=True)
             (loss, (terms, outputs, batch_stats)), grads = grad_fn(
                 state.params, state.others(), views, key=dropout_key(seed, state.step)
             )
         with jax.named_scope("update"):
-            update = optax.with_extra_args_support(tx).update
             updates, opt_state = update(
                 grads, state.opt_state, state.params, value=loss
             )

@@ -104,7 +104,7 @@ def _load_run(path, encoder):
     if not (path / "checkpoints").is_dir():
         raise NotFound(f"{path} has no checkpoint yet")
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    found = checkpoints.restore_part(like)
+    found = checkpoints.restore(like, part=True)
     checkpoints.close()
     if found is None:
         raise NotFound(f"{path} has no checkpoint yet")
