@@ -64,6 +64,11 @@ class Settings:
         Raises:
           Refusal: a field that does not exist, of another type, or an impossible value;
             the message is one line that names it.
+
+        >>> from vicreg_jax.config import Config
+        >>> config = Config.parse({"epochs": 50, "data": {"batch_size": 256}})
+        >>> config.epochs, config.data.batch_size, config.method
+        (50, 256, 'vicreg')
         """
         config = given if isinstance(given, cls) else build(cls, given)
         _check(cls, config, "")

@@ -65,7 +65,11 @@ def shuffled(
 
 
 def permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
-    """Returns the order of an epoch: a random permutation, int64 [examples]."""
+    """Returns the order of an epoch: a random permutation, int64 [examples].
+
+    >>> permutation(seed=0, epoch=0, examples=8)
+    array([0, 2, 1, 5, 4, 3, 6, 7])
+    """
     return shuffled("order", examples, seed=seed, number=epoch)
 
 
@@ -73,6 +77,12 @@ def uniforms(seed: int, step: int, shape: tuple[int, int, int]) -> np.ndarray:
     """Returns the random numbers of a step, float32 [b, v, k] in [0, 1).
 
     Number k of the last axis is the same however many follow it.
+
+    >>> uniforms(seed=0, step=0, shape=(1, 2, 2)).shape
+    (1, 2, 2)
+    >>> one, two = (uniforms(seed=0, step=7, shape=(4, 2, k)) for k in (1, 2))
+    >>> np.array_equal(one, two[..., :1])
+    True
     """
     batch, views, numbers = shape
     raw = stream("views", seed=seed, number=step).random_raw(numbers * views * batch)

@@ -77,6 +77,11 @@ def vicreg(
     25 is our 50. With more than two views the invariance is the mean over pairs, the
     variance the mean over views and the covariance twice the mean over views, so that
     two views give the published numbers.
+
+    >>> z = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> terms = vicreg(z, -z)
+    >>> print(f"{terms.invariance:.4f} {terms.variance:.4f} {terms.covariance:.4f}")
+    2.0000 0.1834 0.0000
     """
     if len(views) < 2:
         raise ValueError(f"VICReg compares two or more views; got {len(views)}")
@@ -99,6 +104,10 @@ def invariance(
     """Returns the squared distance of the views, averaged over pairs, rows and d.
 
     Args, Raises, Source: see `vicreg` (eq. 5, divided by d).
+
+    >>> a, b = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.zeros((2, 2))
+    >>> print(f"{invariance(a, b):.2f} {invariance(a, b, b):.2f}")
+    0.50 0.33
     """
     if len(views) < 2:
         raise ValueError(f"invariance compares two or more views; got {len(views)}")
@@ -123,6 +132,10 @@ def variance(
 
     Args, Raises: see `vicreg`. Source: eq. 1 and 2 for one batch [n, d]; the variance
     is the unbiased one, and the hinge max(0, gamma - sqrt(var + eps)).
+
+    >>> z = jnp.array([[0.3, 2.0], [-0.3, -2.0], [0.3, 2.0], [-0.3, -2.0]])
+    >>> print(f"{variance(z):.4f}")  # (1 - 0.3 * sqrt(4 / 3)) / 2: column 1 is wide
+    0.3267
     """
     (z,), where = checked((z,), where, axis_name)
     z, n = centred(z, where, axis_name)
@@ -147,6 +160,10 @@ def covariance(
     numbers are needed in either case. On a mesh every device computes the Gram rows of
     its own examples against the gathered batch, and the backward pass needs no
     communication.
+
+    >>> z = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> print(f"{covariance(z):.4f} {covariance(z.at[:, 1].set(z[:, 0])):.4f}")
+    0.0000 0.4444
     """
     (z,), where = checked((z,), where, axis_name)
     return over_devices(_covariance(z, where, axis_name), axis_name)

@@ -53,6 +53,12 @@ def create(
 
     Raises:
       ValueError: a name, width or stem that there is not.
+
+    >>> import jax
+    >>> encoder, images = create("digits"), jnp.zeros((2, 8, 8, 1))
+    >>> variables = encoder.init(jax.random.key(0), images, train=False)
+    >>> encoder.apply(variables, images, train=False).shape
+    (2, 64)
     """
     if name not in ENCODERS:
         raise Refusal(f"no encoder {name!r}; there are {', '.join(ENCODERS)}")

@@ -58,7 +58,7 @@ def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encode
       Refusal: the file is damaged, or its tensors are not those of the module.
 
     >>> import tempfile
-    >>> from vicreg_jax import export
+    >>> from vicreg_jax.weights import export
     >>> module = models.create("digits")
     >>> shapes = contents.abstract(module, size=8, channels=1)
     >>> zeros = jax.tree.map(jnp.zeros_like, shapes)
