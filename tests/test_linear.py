@@ -19,7 +19,7 @@ from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import heads, supervised
 from vicreg_jax.evaluate.features import encode
-from vicreg_jax.evaluate.inputs import held_out, inputs
+from vicreg_jax.evaluate.inputs import held_out, open_inputs
 from vicreg_jax.weights import Encoder
 
 CLASSES, SIZE, BATCH = 3, 8, 16
@@ -59,7 +59,9 @@ def protocol(path, *, task="linear", epochs=3, augment=WHOLE, **groups):
 
 
 def load(given, config):
-    return inputs(given, config, mean=config.data.mean, std=config.data.std)
+    data = config.data
+    options = dict(mean=data.mean, std=data.std, image_size=data.image_size)
+    return open_inputs(given, Encoder(None, {}, config=config, **options))
 
 
 def fit(given, trained, workdir):
