@@ -12,7 +12,7 @@ from vicreg_jax.data.batches import policies
 from vicreg_jax.data.source import as_source
 from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.devices import sharding
-from vicreg_jax.evaluate.augmented import augmented
+from vicreg_jax.evaluate.augmented import augmented_features
 
 N, SIZE = 150, 8  # more images than a batch of 128 has
 
@@ -40,7 +40,7 @@ def found(images, variables, given, *, rows=None, count=5, devices=8, **how):
     rows = np.arange(N) if rows is None else rows
     mesh = sharding.data_mesh(jax.devices()[:devices])
     how = dict(rows=rows, count=count, mesh=mesh, **how)
-    return augmented(apply, variables, as_source(images), given, **how)
+    return augmented_features(apply, variables, as_source(images), given, **how)
 
 
 def test_each_view_is_augmented_by_its_own_numbers(images, variables):

@@ -55,13 +55,10 @@ def extract(where, variables, *, rows=None, source="run", images=None, told=None
     found = features.parts(
         apply,
         variables,
-        images,
-        DATA,
+        features.Whole(images, DATA, rows, 7),
         where,
-        rows=np.arange(len(images)) if rows is None else rows,
-        shorter_side=7,
-        mesh=sharding.data_mesh(),
         source=source,
+        mesh=sharding.data_mesh(),
         progress=(lambda done: None) if told is None else told.append,
     )
     return features.joined(found)

@@ -12,7 +12,14 @@ from PIL import Image
 
 from vicreg_jax import config as configs
 from vicreg_jax.config import evaluation as protocols
-from vicreg_jax.evaluate.inputs import balanced, held_out, inputs, listed, need_labels
+from vicreg_jax.evaluate.inputs import (
+    balanced,
+    held_out,
+    listed,
+    need_labels,
+    open_inputs,
+)
+from vicreg_jax.weights import Encoder
 
 RUN = configs.parse(
     dict(data=dict(name="digits", image_size=8, mean=(0.0,), std=(1.0,)))
@@ -27,7 +34,11 @@ def protocol(task="linear", **groups):
 
 
 def load(given, trained):
-    return inputs(given, trained, mean=(0.0,), std=(1.0,))
+    size = trained.data.image_size if trained else 224
+    encoder = Encoder(
+        None, {}, mean=(0.0,), std=(1.0,), image_size=size, config=trained
+    )
+    return open_inputs(given, encoder)
 
 
 def write(root, classes=("ant", "bee"), count=3):

@@ -2,7 +2,8 @@
 
 from vicreg_jax.config import evaluation as protocols
 from vicreg_jax.evaluate import supervised
-from vicreg_jax.evaluate.inputs import inputs
+from vicreg_jax.evaluate.inputs import open_inputs
+from vicreg_jax.weights import Encoder
 
 CLASSES, SIZE, BATCH = 3, 8, 16
 WHOLE = dict(crop_scale=(1.0, 1.0), flip=0.0)  # of square images always the whole
@@ -15,7 +16,9 @@ def protocol(path, *, task="linear", epochs=3, augment=WHOLE, **groups):
 
 
 def load(given, config):
-    return inputs(given, config, mean=config.data.mean, std=config.data.std)
+    data = config.data
+    options = dict(mean=data.mean, std=data.std, image_size=data.image_size)
+    return open_inputs(given, Encoder(None, {}, config=config, **options))
 
 
 def fit(given, trained, workdir):

@@ -15,8 +15,8 @@ from vicreg_jax import devices, evaluate, report, train
 from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.data import preparing
 from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.evaluate import gallery
 from vicreg_jax.evaluate import tasks as evaluations
-from vicreg_jax.evaluate.gallery import gallery
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.weights import export, hub, loading
 
@@ -76,7 +76,7 @@ def write_report(config: Evaluation, workdir: Path) -> None:
     """Writes the page of a run into its folder."""
     _need_one_process("a report")
     report.check_installed()
-    page = report.write(workdir, gallery=gallery(workdir))
+    page = report.write(workdir, gallery=gallery.of_run(workdir))
     print(f"{page} is written; open it in a browser", file=sys.stderr)
 
 

@@ -17,10 +17,12 @@ from vicreg_jax.data.source import Source
 from vicreg_jax.devices import sharding
 from vicreg_jax.run.prefetch import Feed
 
+__all__ = ["augmented_features"]
+
 BATCH = 128  # images, of two views each
 
 
-def augmented(
+def augmented_features(
     apply: Callable[[Any, jax.Array], jax.Array],
     variables: Any,
     source: Source,

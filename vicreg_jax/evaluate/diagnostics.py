@@ -11,6 +11,8 @@ import numpy as np
 
 from vicreg_jax.methods import health
 
+__all__ = ["alpha_req", "diagnose", "effective_rank", "lidar", "verdict"]
+
 DEAD = 0.01  # a std; the root of the eps that VICReg adds to the variance
 RANKS = (4, 100)  # first and last rank of an eigenvalue that alpha-ReQ is fitted to
 

@@ -1,8 +1,8 @@
 """Frozen features of whole images, in memory or in files; no crops, no gradients."""
 
 import functools
+import io
 import json
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,17 +23,32 @@ from vicreg_jax.refusals import Refusal
 from vicreg_jax.run.prefetch import Feed
 from vicreg_jax.weights import Encoder
 
+__all__ = ["Features", "Whole", "checksum", "encode", "joined", "parts", "stream"]
+
 BATCH = 256
 ROWS = 2**16  # of a file
+
+
+class Whole(NamedTuple):
+    """Images to be seen whole, or of files the centre."""
+
+    source: Source
+    data: Data  # image size, mean and std
+    rows: np.ndarray | None = None  # int [n], which images; all
+    shorter_side: int = 0  # of files before the centre is cut out; 8/7 image_size
+
+    @property
+    def shorter(self) -> int:
+        return self.shorter_side or round(self.data.image_size * 8 / 7)
 
 
 class Features(NamedTuple):
     """What `joined` returns; arrays in host memory."""
 
     representations: np.ndarray  # float32 [n, f]
-    embeddings: np.ndarray | None  # float32 [n, d]
-    labels: np.ndarray | None  # int [n]
     names: np.ndarray  # str [n]; for arrays the numbers of the images
+    embeddings: np.ndarray | None = None  # float32 [n, d]
+    labels: np.ndarray | None = None  # int [n]
 
 
 def encode(
@@ -58,23 +73,16 @@ def encode(
       Refusal: the encoder's image size is not known, or a file cannot be read.
     """
     data = Data(image_size=encoder.known_size(), mean=encoder.mean, std=encoder.std)
-
-    def apply(variables, views):
-        return encoder.module.apply(variables, views, train=False)
-
-    how = dict(shorter_side=shorter_side, rows=rows, mesh=mesh)
-    found = stream(apply, encoder.variables, as_source(images), data, **how)
-    return np.concatenate(list(found))
+    whole = Whole(as_source(images), data, rows, shorter_side)
+    apply = functools.partial(encoder.module.apply, train=False)
+    return np.concatenate(list(stream(apply, encoder.variables, whole, mesh=mesh)))
 
 
 def stream(
     apply: Callable[[Any, jax.Array], Any],
     variables: Any,
-    source: Source,
-    data: Data,
+    whole: Whole,
     *,
-    shorter_side: int = 0,
-    rows: np.ndarray | None = None,
     mesh: Mesh | None = None,
 ):
     """Yields a tree of float32 [b, ...] for each batch of images: see `encode`.
@@ -83,32 +91,26 @@ def stream(
       apply: (variables, views [b, s, s, c]) -> a tree of [b, ...].
     """
     mesh = sharding.data_mesh() if mesh is None else mesh
-    rows = np.arange(len(source)) if rows is None else rows
-    split = sharding.split(mesh)
+    source, data = whole.source, whole.data
+    rows = np.arange(len(source)) if whole.rows is None else whole.rows
     size = -(-BATCH // mesh.size) * mesh.size
-
-    see = _see(apply, data, mesh)
-
     own, failed = sharding.rows(size), []
 
     def make(step):
         chosen = rows[step * size : (step + 1) * size]
         chosen = np.pad(chosen, (0, size - len(chosen)), mode="edge")[own]
+        side, channels = data.image_size, len(data.mean)
         try:
             return source.centres(
-                chosen,
-                size=data.image_size,
-                shorter=shorter_side or round(data.image_size * 8 / 7),
-                channels=len(data.mean),
+                chosen, size=side, shorter=whole.shorter, channels=channels
             )
         except Refusal as error:
             failed.append(error)
-            shape = (data.image_size, data.image_size, len(data.mean))
-            return np.zeros((len(chosen), *shape), np.uint8)
+            return np.zeros((len(chosen), side, side, channels), np.uint8)
 
-    variables = sharding.replicate(variables, mesh)
+    see, variables = _see(apply, data, mesh), sharding.replicate(variables, mesh)
     stop = -(-len(rows) // size)
-    for step, batch in Feed(make, range(stop), sharding=split):
+    for step, batch in Feed(make, range(stop), sharding=sharding.split(mesh)):
         if failed and jax.process_count() == 1:
             raise failed[0]
         kept = min(size, len(rows) - step * size)  # the rest repeats the last image
@@ -121,14 +123,11 @@ def stream(
 def parts(
     apply: Callable[[Any, jax.Array], dict[str, jax.Array]],
     variables: Any,
-    images: Source,
-    data: Data,
+    whole: Whole,
     folder: Path,
     *,
-    rows: np.ndarray,
-    shorter_side: int,
-    mesh: Mesh,
     source: str,
+    mesh: Mesh,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields the content of files of features in a folder, after writing what lacks.
@@ -140,7 +139,6 @@ def parts(
 
     Args:
       apply: (variables, views) -> a dict of "representations" and "embeddings".
-      rows: int [n], which images.
       source: what made the features; files of another are refused.
       progress: is told how many images are done.
 
@@ -148,57 +146,64 @@ def parts(
       ValueError: the folder holds the features of something else, or a file cannot be
         read.
     """
+    rows = np.arange(len(whole.source)) if whole.rows is None else whole.rows
+    data, lead = whole.data, jax.process_index() == 0
     facts = dict(
         source=source,
         variables=checksum(variables),
         rows=zlib.crc32(np.ascontiguousarray(rows, np.int64)),
         images=len(rows),
         data=[data.name, data.path, data.dataset, data.split],
-        sees=[data.image_size, shorter_side, list(data.mean), list(data.std)],
+        sees=[data.image_size, whole.shorter, list(data.mean), list(data.std)],
     )
-    lead = jax.process_index() == 0
     with processes.all_or_none(ValueError):
         if lead:
             _claim(folder, facts)
     for number, start in enumerate(range(0, len(rows), ROWS)):
-        path = folder / f"part-{number:05}.npz"
-        chosen = rows[start : start + ROWS]
+        path, chosen = folder / f"part-{number:05}.npz", rows[start : start + ROWS]
         part = _read(path)
         if processes.first_line("missing" if part is None else ""):  # to any of them
-            how = dict(shorter_side=shorter_side, rows=chosen, mesh=mesh)
-            outputs = []
-            done = start
-            batches = stream(apply, variables, images, data, **how)
-            for output in batches:
+            outputs, done = [], start
+            batch = whole._replace(rows=chosen)
+            for output in stream(apply, variables, batch, mesh=mesh):
                 outputs.append(output)
                 done += len(output["representations"])
                 progress(done)
-            part = {
-                name: np.concatenate([output[name] for output in outputs])
-                for name in outputs[0]
-            }
-            if images.labels is not None:
-                part["labels"] = np.asarray(images.labels[chosen])
-            names = images.names
-            shown = chosen if names is None else [names[i] for i in chosen.tolist()]
-            part["names"] = np.array([str(name) for name in shown])
+            part = _joined(outputs) | _known(whole.source, chosen)
             with processes.all_or_none(OSError):
                 if lead:
-                    _write(path, part)
+                    content = io.BytesIO()
+                    np.savez(content, **part)
+                    files.write(path, content.getbuffer())
         progress(start + len(chosen))
         yield part
 
 
 def joined(found: Iterable[dict[str, np.ndarray]]) -> Features:
     """Returns all features of the files that `parts` yields."""
-    found = list(found)
-    whole = {name: np.concatenate([p[name] for p in found]) for name in found[0]}
-    return Features(
-        whole["representations"],
-        whole.get("embeddings"),
-        whole.get("labels"),
-        whole["names"],
+    return Features(**_joined(list(found)))
+
+
+def checksum(tree: Any) -> int:
+    """Returns the CRC-32 of all arrays of a tree."""
+    value = 0
+    for leaf in jax.tree.leaves(tree):
+        value = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8), value)
+    return value
+
+
+def _joined(found):
+    return {name: np.concatenate([x[name] for x in found]) for name in found[0]}
+
+
+def _known(source, rows):
+    """Returns the labels of images, where there are any, and their names."""
+    labels = (
+        {} if source.labels is None else {"labels": np.asarray(source.labels[rows])}
     )
+    names = source.names
+    shown = rows if names is None else [names[i] for i in rows.tolist()]
+    return labels | {"names": np.array([str(name) for name in shown])}
 
 
 def _claim(folder, facts):
@@ -213,15 +218,6 @@ def _claim(folder, facts):
             f"{folder} holds features of another {', '.join(other)}; remove it, or"
             " choose another --workdir"
         )
-
-
-def _write(path, part):
-    draft = path.with_suffix(".tmp")
-    with draft.open("wb") as file:
-        np.savez(file, **part)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def _read(path):
@@ -255,11 +251,3 @@ def _whole_views(images, data):
         box = np.tile(np.array([0, 0, height, width], np.float32), (n, 1))
         views = on_device.crop_resize(views, box, size=data.image_size)
     return on_device.normalize(views, mean=data.mean, std=data.std)
-
-
-def checksum(tree: Any) -> int:
-    """Returns the CRC-32 of all arrays of a tree."""
-    value = 0
-    for leaf in jax.tree.leaves(tree):
-        value = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8), value)
-    return value

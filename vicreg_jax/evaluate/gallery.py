@@ -15,10 +15,12 @@ from vicreg_jax.evaluate.inputs import balanced
 from vicreg_jax.report import Gallery
 from vicreg_jax.weights import loading
 
+__all__ = ["of_run"]
+
 IMAGES, PAIRS, SIDE = 600, 6, 64  # side of a thumbnail of a file, in pixels
 
 
-def gallery(run: Path) -> Gallery:
+def of_run(run: Path) -> Gallery:
     """Returns what the newest encoder of a run makes of some of its images.
 
     Test images where there are any, else training images; the views are those of the

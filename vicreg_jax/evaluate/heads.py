@@ -6,14 +6,28 @@ pass of the encoder serves all learning rates, weight decays and layers.
 
 import itertools
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vicreg_jax.config.evaluation import Head
+
+__all__ = [
+    "combinations",
+    "factor",
+    "features",
+    "init",
+    "keep_finite",
+    "logits",
+    "losses",
+    "per_head",
+    "sgd",
+]
 
 EPS, DECAY = 1e-5, 0.9  # of BatchNorm, as in PyTorch
 
@@ -69,13 +83,13 @@ def init(
 ) -> tuple[dict, dict]:
     """Returns parameters and running statistics of `heads` heads on each layer.
 
-    Weights are of normal distribution with standard deviation 0.01, biases zero, as in
-    the authors' evaluation.
+    Weights are normal with standard deviation 0.01, biases zero, as in the authors'
+    evaluation. All heads of a layer start alike, so that only their settings tell them
+    apart.
     """
     params, stats = {}, {}
     for i, (layer, f) in enumerate(widths.items()):
         kernel = 0.01 * jax.random.normal(jax.random.fold_in(key, i), (f, classes))
-        # All heads of a layer start alike, so that only their settings tell them apart.
         params[layer] = {
             "kernel": jnp.tile(kernel[None], (heads, 1, 1)),
             "bias": jnp.zeros((heads, classes)),
@@ -97,15 +111,13 @@ def logits(
     for layer, p in params.items():
         z, kernel, bias = x[layer], p["kernel"], p["bias"]
         if layer in stats:
-            s = stats[layer]
-            n = len(z)
-            mean = jnp.mean(z, axis=0) if train else s["mean"]
-            var = jnp.var(z, axis=0) if train else s["var"]
-            z = (z - mean[None]) / jnp.sqrt(var + EPS)[None]
+            known, n = stats[layer], len(z)
+            now = {"mean": jnp.mean(z, 0), "var": jnp.var(z, 0)} if train else known
+            z = (z - now["mean"][None]) / jnp.sqrt(now["var"] + EPS)[None]
             if train:  # the running variance is the unbiased one, as in PyTorch
-                new = {"mean": mean, "var": var * (n / max(n - 1, 1))}
+                now["var"] *= n / max(n - 1, 1)
                 updated[layer] = {
-                    k: DECAY * s[k] + (1 - DECAY) * new[k] for k in ("mean", "var")
+                    k: DECAY * known[k] + (1 - DECAY) * now[k] for k in known
                 }
             # Scale and bias of each head, folded into its linear layer.
             bias = bias + jnp.einsum("hf,hfc->hc", p["norm_bias"], kernel)
@@ -160,36 +172,26 @@ def keep_finite(
     Returns:
       such a pair, and {layer: bool [heads]}.
     """
-    good, kept, start = {}, ({}, {}), 0
+    kept, good, start = ({}, {}), {}, 0
     for layer in new[0]:
         leaves = jax.tree.leaves((new[0][layer], new[1][layer]))
-        heads = len(leaves[0])
-        fine = jnp.isfinite(each[start : start + heads])
+        fine = jnp.isfinite(each[start : start + len(leaves[0])])
         for x in leaves:
             fine &= jnp.all(jnp.isfinite(x), axis=tuple(range(1, x.ndim)))
         for a, b, out in zip(new, old, kept, strict=True):
-            out[layer] = jax.tree.map(
-                lambda a, b, fine=fine: jnp.where(
-                    fine.reshape(-1, *[1] * (a.ndim - 1)), a, b
-                ),
-                *(a[layer], b[layer]),
-            )
-        good[layer], start = fine, start + heads
+            choose = partial(_choose, fine)
+            out[layer] = jax.tree.map(choose, a[layer], b[layer])
+        good[layer], start = fine, start + len(fine)
     return kept, good
 
 
 def per_head(params: dict, head: Head) -> tuple[dict, dict]:
     """Returns trees like `params` of each head's learning rate and weight decay."""
-    pairs = list(itertools.product(head.rates, head.weight_decay))
-
-    def tree(values):
-        values = jnp.asarray(values, jnp.float32)
-        return jax.tree.map(
-            lambda p: values.reshape(-1, *[1] * (p.ndim - 1)),
-            params,
-        )
-
-    return tree([rate for rate, _ in pairs]), tree([decay for _, decay in pairs])
+    pairs = np.array([*itertools.product(head.rates, head.weight_decay)], np.float32)
+    return tuple(
+        jax.tree.map(partial(_beside, jnp.asarray(values)), params)
+        for values in pairs.T
+    )
 
 
 def factor(epoch: jax.Array, *, epochs: int, drops: tuple[int, ...]) -> jax.Array:
@@ -202,3 +204,12 @@ def factor(epoch: jax.Array, *, epochs: int, drops: tuple[int, ...]) -> jax.Arra
     if drops:
         schedule = optax.piecewise_constant_schedule(1.0, dict.fromkeys(drops, 0.1))
     return schedule(jnp.asarray(epoch, jnp.float32))
+
+
+def _beside(values, leaf):
+    """Returns values [heads] as they broadcast against a leaf [heads, ...]."""
+    return values.reshape(-1, *[1] * (leaf.ndim - 1))
+
+
+def _choose(fine, new, old):
+    return jnp.where(_beside(fine, new), new, old)

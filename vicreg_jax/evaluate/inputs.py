@@ -2,7 +2,6 @@
 
 import urllib.request
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +13,19 @@ from vicreg_jax.data import plan
 from vicreg_jax.data.image_files import ImageFiles, read_file
 from vicreg_jax.data.source import Source, count_classes
 from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.evaluate.features import Whole
 from vicreg_jax.evaluate.multilabel import read_multilabel
 from vicreg_jax.refusals import Refusal
+from vicreg_jax.weights import Encoder
 
-# Of encoders that no run of ours has trained.
-IMAGENET = Data(name="folder", path="", image_size=224)
+__all__ = [
+    "Inputs",
+    "balanced",
+    "held_out",
+    "listed",
+    "need_labels",
+    "open_inputs",
+]
 
 
 class Inputs(NamedTuple):
@@ -31,107 +38,52 @@ class Inputs(NamedTuple):
     kept: np.ndarray  # int [n], the training images to use
     shorter_side: int  # of test images of any size
 
+    def whole(self, part: str) -> Whole:
+        """Returns the images of a part, "train" or "test", to be seen whole."""
+        rows = self.kept if part == "train" else np.arange(len(self.test))
+        return Whole(getattr(self, part), self.config.data, rows, self.shorter_side)
 
-def inputs(
-    protocol: Evaluation,
-    trained: Config | None,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Inputs:
-    """Returns the images that the protocol names; what it leaves open is the run's.
 
-    Args:
-      trained: the config of the run that trained the encoder, if it is known.
-      mean, std: of the images that the encoder takes, per channel, in [0, 1].
+def open_inputs(config: Evaluation, encoder: Encoder) -> Inputs:
+    """Returns the images of an evaluation; what its config leaves open is the run's.
+
+    Those of the task svm have several labels each, int [n, c]: see `read_multilabel`.
 
     Raises:
       Refusal: there is no such data, or it lacks what it needs.
     """
-    config = batch_config(protocol, trained, mean=mean, std=std)
-    given = protocol.data
-    splits = load_splits(
-        config.data,
-        seed=protocol.seed,
-        test_path=given.test_path,
-        test_split=given.test_split,
-    )
-    train, test = splits
-    for split in splits:
-        if split is not None and split.channels not in (None, len(mean)):
-            raise Refusal(
-                f"the encoder takes images of {len(mean)} channel(s); those of the data"
-                f" have {split.channels}"
-            )
-    count = 0
-    if train.labels is not None:
-        count = count_classes(train)
-        for split, name in ((train, "training"), (test, "test")):
-            if split is not None:
-                _check_labels(split, name, count)
-    size = config.data.image_size
+    multilabel, given = config.task == "svm", config.data
+    if multilabel:
+        _need_voc(given)
+    seen = _batch_config(config, encoder)
+    if multilabel:
+        train = _multilabel(given.path, given.split)
+        test = _multilabel(given.path, given.test_split or "test")
+        classes, kept = len(train.classes), np.arange(len(train))
+    else:
+        train, test = splits = load_splits(
+            seen.data,
+            seed=config.seed,
+            test_path=given.test_path,
+            test_split=given.test_split,
+        )
+        classes = _count_classes(splits, encoder.channels)
+        kept = _kept(train, config)
+    size = seen.data.image_size
     if 0 < given.shorter_side < size:
         raise Refusal(
             f"config.data.shorter_side {given.shorter_side} is less than the image size"
             f" {size}; the centre would not fill it"
         )
-    return Inputs(
-        config=config,
-        train=train,
-        test=test,
-        classes=count,
-        kept=_kept(train, protocol),
-        shorter_side=given.shorter_side or round(size * 8 / 7),
-    )
+    shorter_side = given.shorter_side or round(size * 8 / 7)
+    return Inputs(seen, train, test, classes, kept, shorter_side)
 
 
-def multilabel_inputs(
-    protocol: Evaluation,
-    trained: Config | None,
-    *,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Inputs:
-    """Returns images with several labels each, int [n, c]: see `read_multilabel`.
-
-    Raises:
-      Refusal: the folder is not laid out like VOC's.
-    """
-    given = protocol.data
-    if given.name != "voc" or not given.path:
-        raise Refusal(
-            f"the task svm reads a folder laid out like VOC2007; got data.name"
-            f" {given.name!r} and data.path {given.path!r}; get it from"
-            " host.robots.ox.ac.uk/pascal/VOC/voc2007 and give config.data.name=voc"
-            " --config.data.path=VOCdevkit/VOC2007"
-        )
-    config = batch_config(protocol, trained, mean=mean, std=std)
-    parts = []
-    for split in (given.split, given.test_split or "test"):
-        found = read_multilabel(given.path, split)
-        images = ImageFiles(
-            lambda i, paths=found.paths: read_file(paths[i]),
-            [str(path) for path in found.paths],
-            labels=found.labels,
-            classes=found.classes,
-        )
-        parts.append(images)
-    train, test = parts
-    size = config.data.image_size
-    return Inputs(
-        config=config,
-        train=train,
-        test=test,
-        classes=len(train.classes),
-        kept=np.arange(len(train)),
-        shorter_side=given.shorter_side or round(size * 8 / 7),
-    )
-
-
-def batch_config(protocol, trained, *, mean, std) -> Config:
-    """Returns the config of single views of the protocol's data: see `inputs`."""
-    given, own = protocol.data, trained.data if trained else IMAGENET
-    if not given.name and trained is None:
+def _batch_config(config, encoder):
+    """Returns the config of single views of an evaluation's data: see `open_inputs`."""
+    given, own = config.data, encoder.config and encoder.config.data
+    size = given.image_size or encoder.known_size()
+    if not given.name and own is None:
         raise Refusal(
             "config.data.name is empty, and the checkpoint does not say on which data"
             " it was trained; give config.data.name and config.data.path"
@@ -153,29 +105,27 @@ def batch_config(protocol, trained, *, mean, std) -> Config:
             "the images of the run were fake, or a source of its user's; give"
             " config.data.name and config.data.path"
         )
-    crop = protocol.augment
+    data = Data(
+        **{name: getattr(where, name) for name in ("name", "path", "dataset", "split")},
+        validation=not given.name and own.validation,
+        views=1,
+        batch_size=given.batch_size,
+        image_size=size,
+        mean=encoder.mean,
+        std=encoder.std,
+    )
+    crop = config.augment
     augment = Augment(
         crop_scale=crop.crop_scale,
         flip=crop.flip,
         interpolation=crop.interpolation,
-        **dict(jitter=0.0, grey=0.0, blur=(0.0, 0.0), solarize=(0.0, 0.0)),
+        jitter=0.0,
+        grey=0.0,
+        blur=(0.0, 0.0),
+        solarize=(0.0, 0.0),
     )
-    data = Data(
-        name=where.name,
-        path=where.path,
-        dataset=where.dataset,
-        split=where.split,
-        validation=not given.name and own.validation,
-        views=1,
-        batch_size=given.batch_size,
-        image_size=given.image_size or own.image_size,
-        mean=mean,
-        std=std,
-    )
-    guard = Guard(broken_images=protocol.guard.broken_images)
-    return replace(
-        Config(), seed=protocol.seed, data=data, augment=augment, guard=guard
-    )
+    guard = Guard(broken_images=config.guard.broken_images)
+    return replace(Config(), seed=config.seed, data=data, augment=augment, guard=guard)
 
 
 def need_labels(found: Inputs, *, test: bool = True) -> None:
@@ -200,9 +150,7 @@ def held_out(kept: np.ndarray, labels: np.ndarray, share: float, seed: int):
     own = labels[kept]
     out = balanced(own, share, seed, purpose="held_out")
     out = out[np.bincount(own)[own[out]] > 1]  # the only image of a class is trained on
-    rest = np.ones(len(kept), bool)
-    rest[out] = False
-    return kept[rest], kept[out]
+    return np.delete(kept, out), kept[out]
 
 
 def balanced(
@@ -249,7 +197,7 @@ def listed(names: Any, path: str) -> np.ndarray:
             f"config.data.names: {len(twice)} names in {path} are of several training"
             f" images each, such as {', '.join(twice[:3])}"
         )
-    where: Mapping[str, int] = {Path(name).name: i for i, name in enumerate(names)}
+    where = {Path(name).name: i for i, name in enumerate(names)}
     missing = [name for name in wanted if name not in where]
     if missing or not wanted:
         raise Refusal(
@@ -259,15 +207,51 @@ def listed(names: Any, path: str) -> np.ndarray:
     return np.array(sorted({where[name] for name in wanted}))
 
 
+def _need_voc(given):
+    if given.name != "voc" or not given.path:
+        raise Refusal(
+            f"the task svm reads a folder laid out like VOC2007; got data.name"
+            f" {given.name!r} and data.path {given.path!r}; get it from"
+            " host.robots.ox.ac.uk/pascal/VOC/voc2007 and give config.data.name=voc"
+            " --config.data.path=VOCdevkit/VOC2007"
+        )
+
+
+def _multilabel(root, split):
+    found = read_multilabel(root, split)
+    return ImageFiles(
+        lambda i: read_file(found.paths[i]),
+        [str(path) for path in found.paths],
+        labels=found.labels,
+        classes=found.classes,
+    )
+
+
+def _count_classes(splits, channels):
+    """Returns how many classes there are, 0 without labels, after checking splits."""
+    for split in splits:
+        if split is not None and split.channels not in (None, channels):
+            raise Refusal(
+                f"the encoder takes images of {channels} channel(s); those of the data"
+                f" have {split.channels}"
+            )
+    if splits.train.labels is None:
+        return 0
+    count = count_classes(splits.train)
+    for split, name in zip(splits, ("training", "test"), strict=True):
+        if split is not None:
+            _check_labels(split, name, count)
+    return count
+
+
 def _check_labels(source, name, count):
     labels = source.labels
     if labels is None:
         return
     everything = isinstance(labels, np.ndarray)
     if not everything:  # each is read with its image
-        labels = labels[
-            np.linspace(0, len(labels) - 1, min(64, len(labels))).astype(int)
-        ]
+        some = np.linspace(0, len(labels) - 1, min(64, len(labels)))
+        labels = labels[some.astype(int)]
     if labels.min() < 0 or labels.max() >= count:
         raise Refusal(
             f"{name} labels are from {labels.min()} to {labels.max()}; expected 0 to"
@@ -281,8 +265,8 @@ def _check_labels(source, name, count):
         )
 
 
-def _kept(train, protocol):
-    data, everything = protocol.data, np.arange(len(train))
+def _kept(train, config):
+    data = config.data
     if data.names:
         if train.names is None:
             raise Refusal("config.data.names is for image files; arrays have none")
@@ -290,5 +274,5 @@ def _kept(train, protocol):
     if data.fraction < 1:
         if train.labels is None:
             raise Refusal("config.data.fraction needs labels; there are none")
-        return balanced(np.asarray(train.labels), data.fraction, protocol.seed)
-    return everything
+        return balanced(np.asarray(train.labels), data.fraction, config.seed)
+    return np.arange(len(train))

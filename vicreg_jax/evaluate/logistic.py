@@ -1,7 +1,4 @@
-"""Multinomial logistic regression on frozen features, and how sure an accuracy is.
-
-Nothing here encodes an image or chooses a penalty.
-"""
+"""Multinomial logistic regression on features; it encodes none, chooses no penalty."""
 
 import warnings
 from functools import partial
@@ -12,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+__all__ = ["Fit", "fit", "predict"]
+
 
 class Fit(NamedTuple):
     """A fitted linear classifier: logits are features @ weights + bias."""
@@ -19,7 +18,7 @@ class Fit(NamedTuple):
     weights: np.ndarray  # float64 [f, c]
     bias: np.ndarray  # float64 [c]
     objective: float
-    gap: float  # estimated (objective - minimum) / objective
+    gap: float  # (objective - minimum) / objective, at most about this
     steps: int
 
 
@@ -40,18 +39,14 @@ def fit(
 
     L-BFGS from zero, compiled, on the default device in float64, which holds the
     features: 8 n f bytes. In float32 rounding stops it short of the minimum where C is
-    large. The features are centred and divided by their overall standard deviation for
-    the descent and the result is converted back, which changes neither objective nor
-    minimum but saves most steps: the penalty is converted with them.
+    large. It descends on features centred and divided by their overall standard
+    deviation, with the penalty converted, which saves most steps and moves no minimum.
 
     Args:
       features: [n, f], any float dtype. labels: int [n].
       classes: their number c; labels are 0 to c - 1, each of them present.
       C: inverse strength of the penalty.
-      tolerance: of the gap. Where an objective curves by m or more, its minimum lies
-        at most ||g||^2 / (2 m) below a point of gradient g; m is the penalty's
-        curvature for the weights, and for the bias, which has none, the share of the
-        rarest class where that is less.
+      tolerance: of the gap, see `Fit`.
       max_steps: after which it stops; it warns if the gap is then above the tolerance.
 
     Raises:
@@ -60,24 +55,18 @@ def fit(
     """
     features, labels = np.asarray(features), np.asarray(labels)
     _check(features, labels, classes, C)
-    features = features.astype(np.float64)
+    features, n = features.astype(np.float64), len(features)
     mean = features.mean(axis=0)
     scale = np.sqrt(features.var(axis=0).mean()) or 1.0
-    penalty = 1 / (C * len(features) * scale**2)  # of scaled weights, per example
-    rarest = np.bincount(labels).min() / len(labels)
+    penalty = 1 / (C * n * scale**2)  # of scaled weights, per example
+    curvature = min(penalty, np.bincount(labels).min() / n)
+    x, y = (features - mean) / scale, labels.astype(np.int64)
     # optax adds int32 counts to int64 ones, which strict promotion forbids.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        (weights, bias), value, gap, steps = jax.device_get(
-            _descend(
-                (features - mean) / scale,
-                labels.astype(np.int64),
-                penalty,
-                min(penalty, rarest),
-                tolerance,
-                max_steps,
-                classes=classes,
-            )
+        found = _descend(
+            x, y, penalty, curvature, tolerance, max_steps, classes=classes
         )
+        (weights, bias), value, gap, steps = jax.device_get(found)
     if not gap <= tolerance:
         warnings.warn(
             f"logistic regression has not converged: after {steps} steps its objective"
@@ -87,13 +76,8 @@ def fit(
             stacklevel=2,
         )
     weights = weights / scale
-    return Fit(
-        weights=weights,
-        bias=bias - mean @ weights,
-        objective=float(value) * C * len(features),
-        gap=float(gap),
-        steps=int(steps),
-    )
+    bias = bias - mean @ weights
+    return Fit(weights, bias, float(value) * C * n, float(gap), int(steps))
 
 
 def predict(fitted: Fit, features: np.ndarray) -> np.ndarray:
@@ -112,7 +96,13 @@ def predict(fitted: Fit, features: np.ndarray) -> np.ndarray:
 
 @partial(jax.jit, static_argnames="classes")
 def _descend(x, labels, penalty, curvature, tolerance, max_steps, *, classes):
-    """Returns parameters, objective per example, gap and steps."""
+    """Returns parameters, objective per example, gap and steps.
+
+    Where an objective curves by m or more, its minimum lies at most ||g||^2 / (2 m)
+    below a point of gradient g. Here m is the penalty for the weights, and `curvature`
+    for the bias, which has no penalty: the share of the rarest class where that is
+    less.
+    """
 
     def objective(params):
         weights, bias = params

@@ -9,6 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vicreg_jax.refusals import require
+
+__all__ = [
+    "COSTS",
+    "MultiLabel",
+    "Scores",
+    "average_precision",
+    "fit_and_score",
+    "read_multilabel",
+]
+
 COSTS = (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0)  # VISSL's
 STEPS = 2000  # at most, of the solver
 
@@ -144,14 +155,11 @@ def fit_and_score(
     Features are divided by their length. For each class and cost C, a linear SVM
     (LIBLINEAR's dual solver, squared hinge, L2, positive images weighing twice) is
     judged by the area under its precision in cross-validation; the best C, the least of
-    equals, is fitted again to all training images.
-
-    This is what VISSL does for VOC2007: its costs, 3 folds, weights of 2 and 1 and not
-    "balanced" ones, at most 2,000 steps, and the area for the test. It differs in three
-    points: difficult images are left out of training as they are of the test, where
-    VISSL trains on them as negatives; folds are shuffled, by `seed`; and the average
-    precision in cross-validation is that of the test, not scikit-learn's, which does
-    not interpolate. A solver that stops early in the last fit warns.
+    equals, is fitted again to all training images. So does VISSL for VOC2007, but for
+    three points: difficult images are left out of training as they are of the test,
+    where VISSL trains on them as negatives; folds are shuffled, by `seed`; and the
+    average precision in cross-validation is that of the test, not scikit-learn's, which
+    does not interpolate.
 
     Args:
       train_features: [n, f]; train_labels: [n, c] of 1, -1 and 0, see `MultiLabel`;
@@ -169,52 +177,52 @@ def fit_and_score(
     Source: arXiv:1905.01235; facebookresearch/vissl, svm_trainer.py, evaluate.py and
     eval_resnet_8gpu_transfer_voc07_svm.yaml.
     """
-    try:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.model_selection import StratifiedKFold
-        from sklearn.svm import LinearSVC
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "linear SVMs need scikit-learn, which is not installed; run:"
-            ' pip install "vicreg_jax[demo]"'
-        ) from error
+    require("sklearn.svm", "a linear SVM", install="vicreg_jax[demo]")
     train = _checked(train_features, train_labels, "training", folds)
     test = _checked(test_features, test_labels, "test", 1)
-    if [x.shape[1] for x in train] != [x.shape[1] for x in test]:
+    shapes = [[x.shape[1] for x in split] for split in (train, test)]
+    if shapes[0] != shapes[1]:
+        got = f"{shapes[0]} and {shapes[1]}"
         raise ValueError(
-            "training and test need the same features and classes; got"
-            f" {[x.shape[1] for x in train]} and {[x.shape[1] for x in test]}"
+            f"training and test need the same features and classes; got {got}"
         )
     costs = sorted(costs)
     if folds < 2 or not costs or costs[0] <= 0:
         raise ValueError(f"need folds >= 2 and costs > 0; got {folds} and {costs}")
-
-    def fitted(x, y, cost):
-        model = LinearSVC(
-            C=cost, class_weight={1: 2, -1: 1}, max_iter=STEPS, random_state=seed
-        )
-        return model.fit(x, y)
-
-    def judged(x, y, cost):
-        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y)
-        found = []
-        for known, asked in parts:
-            decisions = fitted(x[known], y[known], cost).decision_function(x[asked])
-            found.append(average_precision(decisions, y[asked], eleven_point=False))
-        return np.mean(found)
-
     precisions, chosen = [], []
     for known, asked in zip(train[1].T, test[1].T, strict=True):
         x, y = train[0][known != 0], known[known != 0]
-        with warnings.catch_warnings():  # a high cost that does not converge may lose
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            cost = costs[np.argmax([judged(x, y, c) for c in costs])]
-        decisions = fitted(x, y, cost).decision_function(test[0])
-        precisions.append(
-            100 * average_precision(decisions, asked, eleven_point=eleven_point)
-        )
-        chosen.append(cost)
+        right = [_validated(x, y, cost, folds=folds, seed=seed) for cost in costs]
+        chosen.append(costs[np.argmax(right)])
+        decisions = _fitted(x, y, chosen[-1], seed).decision_function(test[0])
+        precision = average_precision(decisions, asked, eleven_point=eleven_point)
+        precisions.append(100 * precision)
     return Scores(precisions, chosen, float(np.mean(precisions)))
+
+
+def _fitted(x, y, cost, seed):
+    """Returns a linear SVM; a solver that stops early warns."""
+    from sklearn.svm import LinearSVC
+
+    weights = {1: 2, -1: 1}
+    model = LinearSVC(C=cost, class_weight=weights, max_iter=STEPS, random_state=seed)
+    return model.fit(x, y)
+
+
+def _validated(x, y, cost, *, folds, seed):
+    """Returns the mean average precision of a cost in cross-validation."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import StratifiedKFold
+
+    found = []
+    with warnings.catch_warnings():  # a high cost that does not converge may lose
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, y)
+        for known, asked in splits:
+            model = _fitted(x[known], y[known], cost, seed)
+            decisions = model.decision_function(x[asked])
+            found.append(average_precision(decisions, y[asked], eleven_point=False))
+    return np.mean(found)
 
 
 def _column(path):

@@ -3,6 +3,7 @@
 Nothing here encodes an image or learns anything.
 """
 
+import itertools
 from functools import partial
 
 import jax
@@ -11,6 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from vicreg_jax.devices import sharding
+
+__all__ = ["accuracy", "nearest", "votes"]
 
 CHUNK = 4096  # rows or queries that the host looks at together, for its memory
 
@@ -23,18 +26,17 @@ def nearest(
     mesh: Mesh,
     score_bytes: int = 2**28,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the k most similar rows of a bank: similarities and indices, both [m, k].
+    """Returns the k rows of a bank that are most similar to each query.
 
-    The similarity is the cosine, in float32 from products in full precision, the most
-    similar row first; of equal similarities the lower index comes first. A row of
-    zeros has the similarity 0 to everything.
+    They come as similarities, float32 [m, k], and indices of rows, int32 [m, k]. The
+    similarity is the cosine, in float32 from products in full precision. The most
+    similar row comes first, of equal ones that of the lower index; a row of zeros has
+    the similarity 0 to everything.
 
     Every device of the mesh keeps its share of the bank, finds the best k of its own
     rows for a block of queries, and the best of all devices' candidates win. ImageNet's
-    bank of 1,281,167 x 2048 takes 10.5 GB, so 1.3 GB on each of 8 devices; beside it a
-    device holds the scores of one block against its rows, at most `score_bytes` (here
-    419 queries), and k candidates a query and device. On a CPU that is all; how much
-    sorting the scores takes elsewhere has not been measured.
+    bank of 1,281,167 x 2048 takes 10.5 GB, so 1.3 GB on each of 8 devices; beside it
+    are the scores of a block, here of 419 queries, and k candidates a query and device.
 
     Args:
       queries: [m, f]; bank: [n, f]; any float dtype, rounded to float32, of any scale.
@@ -42,9 +44,6 @@ def nearest(
       mesh: of the devices that share the work.
       score_bytes: what the scores of a block take on each device; one query at least
         is looked up at a time, whatever it takes.
-
-    Returns:
-      float32 similarities and int32 indices of rows of the bank.
 
     Raises:
       ValueError: shapes that do not fit, k outside 1 to n, or features that are not
@@ -61,22 +60,21 @@ def nearest(
         raise ValueError(f"k must be from 1 to the {n} rows of the bank; got {k}")
     norms = [_norms(x, name) for x, name in ((queries, "queries"), (bank, "bank"))]
 
-    devices = mesh.devices.size
-    rows = -(-n // devices)
+    rows = -(-n // mesh.size)
+    padded, split = rows * mesh.size, sharding.split(mesh)
     block = min(max(1, score_bytes // (4 * rows)), max(m, 1))
-    placed = jax.make_array_from_callback(
-        (rows * devices, bank.shape[1]),
-        sharding.split(mesh),
-        lambda index: _unit(bank, norms[1], *index[0].indices(rows * devices)[:2]),
-    )
+
+    def share(index):
+        return _unit(bank, norms[1], *index[0].indices(padded)[:2])
+
+    placed = jax.make_array_from_callback((padded, bank.shape[1]), split, share)
     similarities, indices = np.empty((m, k), np.float32), np.empty((m, k), np.int32)
     for start in range(0, m, block):
+        here = slice(start, start + block)
         units = _unit(queries, norms[0], start, start + block)
         units = sharding.place(units, sharding.whole(mesh))
-        found = _search(units, placed, n=n, k=k, mesh=mesh)
-        here = slice(start, start + block)
-        for whole, part in zip((similarities, indices), found, strict=True):
-            whole[here] = np.asarray(part)[: m - start]
+        found = jax.device_get(_search(units, placed, n=n, k=k, mesh=mesh))
+        similarities[here], indices[here] = (part[: m - start] for part in found)
     return similarities, indices
 
 
@@ -117,8 +115,7 @@ def votes(
     if temperature is not None and not temperature > 0:
         raise ValueError(f"the temperature must be > 0 or None; got {temperature}")
     m, k = labels.shape
-    cells = np.arange(m)[:, None] * classes + labels
-    size = m * classes
+    cells, size = np.arange(m)[:, None] * classes + labels, m * classes
     if temperature is not None:
         weights = np.exp((similarities - similarities[:, :1]) / float(temperature))
         return np.bincount(cells.ravel(), weights.ravel(), size).reshape(m, classes)
@@ -149,49 +146,43 @@ def accuracy(
         int [n].
       neighbours: the k to vote with.
       temperature: of the weighted votes, see `votes`.
-      mesh: see `nearest`.
-      classes: their number; labels are 0 to classes - 1.
+      mesh, classes: see `nearest` and `votes`.
 
     Raises:
       ValueError: see `nearest` and `votes`; no queries, labels that do not fit them.
     """
+    labels, bank_labels = np.asarray(labels), np.asarray(bank_labels)
     for known, x, name in ((labels, queries, "queries"), (bank_labels, bank, "bank")):
-        if np.shape(known) != (len(x),):
+        if known.shape != (len(x),):
             raise ValueError(
                 f"the {len(x)} rows of the {name} need as many labels; got labels of"
-                f" shape {np.shape(known)}"
+                f" shape {known.shape}"
             )
-        _check_labels(np.asarray(known), classes, name)
+        _check_labels(known, classes, name)
     if not len(queries) or not neighbours:
         raise ValueError(
             "an accuracy needs at least one query and one k; got"
             f" {len(queries)} queries and neighbours={neighbours}"
         )
-    labels, bank_labels = np.asarray(labels), np.asarray(bank_labels)
     similarities, indices = nearest(queries, bank, k=max(neighbours), mesh=mesh)
+    kinds = {"weighted": temperature, "plain": None}
     found = {}
-    for k in neighbours:
-        for name, t in (("weighted", temperature), ("plain", None)):
-            ranks = []
-            for start in range(0, len(labels), CHUNK):
-                here = slice(start, start + CHUNK)
-                scores = votes(
-                    similarities[here, :k],
-                    bank_labels[indices[here, :k]],
-                    classes=classes,
-                    temperature=t,
-                )
-                ranks.append(_ranks(scores, labels[here]))
-            rank = np.concatenate(ranks)
-            found[k, name] = tuple(100 * float(np.mean(rank < top)) for top in (1, 5))
+    for k, (name, t) in itertools.product(neighbours, kinds.items()):
+        ranks = []
+        for start in range(0, len(labels), CHUNK):
+            here = slice(start, start + CHUNK)
+            near = bank_labels[indices[here, :k]]
+            scores = votes(similarities[here, :k], near, classes=classes, temperature=t)
+            ranks.append(_ranks(scores, labels[here]))
+        rank = np.concatenate(ranks)
+        found[k, name] = tuple(100 * float(np.mean(rank < top)) for top in (1, 5))
     return found
 
 
 @partial(jax.jit, static_argnames=("n", "k", "mesh"))
 def _search(queries, bank, *, n, k, mesh):
     """Returns the best k of all rows: the devices' own best, merged."""
-    devices = mesh.devices.size
-    rows, padded = len(bank) // devices, len(bank) - n
+    rows, padded = len(bank) // mesh.size, len(bank) - n
     kept = min(k + padded, rows)  # the padded rows may be among a device's best
     split, whole = sharding.split(mesh).spec, sharding.whole(mesh)
 
@@ -202,7 +193,7 @@ def _search(queries, bank, *, n, k, mesh):
     specs = dict(in_specs=(whole.spec, split), out_specs=PartitionSpec(None, *split))
     found = jax.shard_map(own, mesh=mesh, **specs)(queries, bank)
     scores, indices = jax.lax.with_sharding_constraint(found, whole)
-    indices += rows * jnp.repeat(jnp.arange(devices, dtype=jnp.int32), kept)[None, :]
+    indices += rows * jnp.repeat(jnp.arange(mesh.size, dtype=jnp.int32), kept)[None, :]
     # top_k takes the first of equals. The candidates are in the order of the devices
     # and so of the bank, hence of ties the lower index wins.
     scores, places = jax.lax.top_k(jnp.where(indices < n, scores, -jnp.inf), k)

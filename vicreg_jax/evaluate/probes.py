@@ -1,6 +1,5 @@
 """How far a few labels go: 1-NN and linear probes of frozen features, paired draws."""
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +13,19 @@ from vicreg_jax.config import Config
 from vicreg_jax.data import plan
 from vicreg_jax.data.source import Splits
 from vicreg_jax.evaluate.features import encode
-from vicreg_jax.refusals import Refusal
+from vicreg_jax.refusals import Refusal, require
 from vicreg_jax.report.uncertainty import margin
 from vicreg_jax.weights import Encoder
+
+__all__ = [
+    "Accuracy",
+    "check",
+    "check_installed",
+    "few_labels",
+    "gains",
+    "save",
+    "show",
+]
 
 
 class Accuracy(NamedTuple):
@@ -60,11 +69,7 @@ def check(splits: Splits, config: Config) -> None:
 
 def check_installed() -> None:
     """Raises ModuleNotFoundError without scikit-learn."""
-    if not importlib.util.find_spec("sklearn"):
-        raise ModuleNotFoundError(
-            "config.evaluate.draws needs scikit-learn, which is not installed; run:"
-            ' pip install "vicreg_jax[demo]"'
-        )
+    require("sklearn", "config.evaluate.draws", install="vicreg_jax[demo]")
 
 
 def few_labels(
@@ -93,24 +98,19 @@ def few_labels(
         for n in config.evaluate.labels_per_class
     }
     draws[0] = [np.arange(len(train.labels))]
-    rows = {"raw pixels": (_flat(train.array), _flat(test.array))}
-    rows["PCA-whitened pixels"] = _whitened(*rows["raw pixels"])
+    pixels = _flat(train.array), _flat(test.array)
+    rows = {"raw pixels": pixels, "PCA-whitened pixels": _whitened(*pixels)}
     for name, encoder in encoders.items():
         rows[name] = tuple(encode(encoder, images) for images in splits)
     results = []
     for name, (a, b) in rows.items():
         mean, scale = a.mean(axis=0), np.sqrt(a.var(axis=0).mean())
         a, b = (a - mean) / scale, (b - mean) / scale
-        for probe, predict, known, asked in (
-            ("1-NN", _nearest, _unit(a), _unit(b)),
-            ("linear", _linear, a, b),
-        ):
+        for probe, predict in (("1-NN", _nearest), ("linear", _linear)):
             for n, choices in draws.items():
-                right = [
-                    np.mean(predict(known[i], train.labels[i], asked) == test.labels)
-                    for i in choices
-                ]
-                results.append(Accuracy(name, probe, n, [100 * x for x in right]))
+                guesses = (predict(a[i], train.labels[i], b) for i in choices)
+                right = [100 * np.mean(guess == test.labels) for guess in guesses]
+                results.append(Accuracy(name, probe, n, right))
     return results
 
 
@@ -118,16 +118,12 @@ def gains(
     table: list[Accuracy], better: str = "VICReg", than: str = "raw pixels"
 ) -> dict[tuple[str, int], tuple[float, float, float]]:
     """Returns (probe, labels) -> mean paired difference, and its 95 % interval."""
-    found = {(r.features, r.probe, r.labels): np.array(r.draws) for r in table}
-    differences = {
-        (r.probe, r.labels): found[better, r.probe, r.labels] - np.array(r.draws)
-        for r in table
-        if r.features == than
-    }
+    draws = {(r.features, r.probe, r.labels): np.array(r.draws) for r in table}
     result = {}
-    for key, d in differences.items():
-        error = margin(d)
-        result[key] = (d.mean(), d.mean() - error, d.mean() + error)
+    for features, *key in draws:
+        if features == than:
+            d = draws[better, *key] - draws[than, *key]
+            result[*key,] = (d.mean(), d.mean() - margin(d), d.mean() + margin(d))
     return result
 
 
@@ -178,12 +174,10 @@ def _whitened(train, test):
 
     Components beyond 99 % of the variance are left out: they are noise.
     """
-    mean = train.mean(axis=0)
-    variances, components = np.linalg.eigh(np.cov(train.T.astype(np.float64)))
-    variances, components = variances[::-1], components[:, ::-1]
-    kept = 1 + np.searchsorted(np.cumsum(variances) / np.sum(variances), 0.99)
-    basis = (components[:, :kept] / np.sqrt(variances[:kept])).astype(np.float32)
-    return (train - mean) @ basis, (test - mean) @ basis
+    from sklearn.decomposition import PCA
+
+    model = PCA(0.99, whiten=True, svd_solver="full").fit(train.astype(np.float64))
+    return tuple(model.transform(x).astype(np.float32) for x in (train, test))
 
 
 def _unit(x):
@@ -191,7 +185,7 @@ def _unit(x):
 
 
 def _nearest(known, labels, asked):
-    return labels[np.argmax(asked @ known.T, axis=1)]
+    return labels[np.argmax(_unit(asked) @ _unit(known).T, axis=1)]
 
 
 def _linear(known, labels, asked):

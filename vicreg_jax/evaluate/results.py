@@ -1,7 +1,7 @@
 """Results of evaluations: written, shown, set beside published ones; not computed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vicreg_jax import files, models
-from vicreg_jax.config import Evaluation
 from vicreg_jax.evaluate.inputs import Inputs
 from vicreg_jax.report.uncertainty import interval
+
+__all__ = ["published", "read", "show", "write"]
 
 # Of VICReg on ImageNet by encoder and width, in per cent. Source: arXiv:2105.04906,
 # tables 1, 9, 10 and 11. The paper does not say at which temperature neighbours vote.
@@ -31,51 +32,28 @@ IMAGENET = (1000, 50_000)  # classes, test images
 
 
 def published(task: str, module: Any, found: Inputs) -> dict[str, float]:
-    """Returns the published numbers of this encoder and protocol on ImageNet, if any.
+    """Returns the published numbers of this encoder and task on ImageNet, if any.
 
     Args:
-      task: of the protocol, of fine-tuning with the share of labels.
+      task: of the evaluation; of fine-tuning with the share of labels.
     """
     tested = len(found.test) if found.test else 0
     spec = models.spec(module)
     if (found.classes, tested) != IMAGENET or spec is None:
         return {}
-    part = len(found.kept) < len(found.train)
-    if part and not task.startswith("finetune"):
+    if len(found.kept) < len(found.train) and not task.startswith("finetune"):
         return {}
     return PUBLISHED.get((task, spec["name"], spec["width"]), {})
 
 
-def write(
-    workdir: Path,
-    name: str,
-    protocol: Evaluation,
-    results: Mapping[str, float],
-    *,
-    data: str,
-    tested: int,
-    step: int | None,
-    published: Mapping[str, float],
-    notes: Sequence[str] = (),
-) -> None:
+def write(workdir: Path, content: Mapping[str, Any]) -> None:
     """Writes result.json, and shows it.
 
     Args:
-      name: of the config file.
-      results: in per cent of the `tested` images.
-      step: of the checkpoint, where it is known.
+      content: "task"; "name" of the config file; "checkpoint" and, where it is known,
+        its "step"; "data"; "results", by name in per cent of the "tested" images, and
+        those "published"; "notes", lines.
     """
-    content = {
-        "task": protocol.task,
-        "name": name,
-        "checkpoint": protocol.checkpoint,
-        "step": step,
-        "data": data,
-        "tested": tested,
-        "results": dict(results),
-        "published": dict(published),
-        "notes": list(notes),
-    }
     files.write_json(workdir / "result.json", content)
     show(content)
 

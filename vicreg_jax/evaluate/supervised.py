@@ -17,10 +17,12 @@ from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import heads
-from vicreg_jax.evaluate.features import checksum, stream
+from vicreg_jax.evaluate.features import Whole, checksum, stream
 from vicreg_jax.evaluate.inputs import Inputs, held_out
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.run.state import TrainState
+
+__all__ = ["Frozen", "Outcome", "Supervised", "Tuned", "accuracies", "fit"]
 
 
 class Outcome(NamedTuple):
@@ -33,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 def fit(
-    protocol: Evaluation,
+    config: Evaluation,
     workdir: Path,
     encoder: nn.Module,
     variables: Any,
@@ -49,14 +51,12 @@ def fit(
       Refusal: before anything is written, what does not fit together.
       Diverged: losses or gradients stay not finite.
     """
-    job = Supervised(protocol, workdir, encoder, variables, found)
+    job = Supervised(config, encoder, variables, found)
     with Session(job, workdir.absolute()) as session:
         job.place()
         if session.state is None:
             session.state = job.init()
-            if len(
-                job.aside
-            ):  # a file that cannot be read is found now, not at the end
+            if len(job.aside):  # a file that cannot be read is found now, not later
                 session.bar.say("reading the images held out")
                 job.right(session.state, found.train, job.aside)
         state = session.train()
@@ -69,13 +69,13 @@ def fit(
         session.bar.say("testing")
         test = job.right(state, found.test, job.tested)
         maximum = None
-        if protocol.head.test_every_epoch and jax.process_index() == 0:
+        if config.head.test_every_epoch and jax.process_index() == 0:
             maximum = _maximum(workdir, chosen)
     return Outcome(test, chosen, valid, maximum)
 
 
 class Supervised(Job):
-    """Training with labels, built from its protocol; refuses what cannot work.
+    """Training with labels, built from its config; refuses what cannot work.
 
     Args: see `fit`.
 
@@ -87,32 +87,30 @@ class Supervised(Job):
     log_steps = 50
     cure = "lower config.head.rates or config.finetune.encoder_rate"
 
-    def __init__(self, protocol, workdir, encoder, variables, found):
-        config, head = found.config, protocol.head
-        self.config, self._inputs, self._variables = protocol, found, variables
-        self._sees = config
-        self.images = images = found.train
+    def __init__(self, config, encoder, variables, found):
+        head, data = config.head, found.config.data
+        self.config, self._inputs, self._variables = config, found, variables
+        self.images = found.train
         kept, self.aside = found.kept, found.kept[:0]
-        if head.held_out and len(heads.combinations(head)) > 1:
+        if head.held_out and head.bank > 1:
             labels = np.asarray(found.train.labels)
-            kept, self.aside = held_out(kept, labels, head.held_out, protocol.seed)
+            kept, self.aside = held_out(kept, labels, head.held_out, config.seed)
         self.tested = np.arange(len(found.test))
-        self._planner = _Chosen(kept, protocol, config)
+        self._planner = _Chosen(kept, config.seed, data.batch_size)
         self.epoch = self._planner.steps_per_epoch
         self.checkpoint_steps = self.judge_steps = self.epoch
-        self.total = protocol.epochs * self.epoch
-        self.mesh = devices.mesh(config.data.batch_size)
-        self._batches = batches.Batches(images, config, self.mesh)
-        network = Frozen if protocol.task == "linear" else Tuned
-        self._network = network(protocol, encoder, found.classes, self.epoch)
+        self.total = config.epochs * self.epoch
+        self.mesh = devices.mesh(data.batch_size)
+        self._batches = batches.Batches(self.images, found.config, self.mesh)
+        kind = Frozen if config.task == "linear" else Tuned
+        network = self._network = kind(config, encoder, found.classes, self.epoch)
         whole, split = sharding.whole(self.mesh), sharding.split(self.mesh)
-        begin = partial(self._network.init, config=config)
+        begin = partial(network.init, config=found.config)
         self._init = jax.jit(begin, out_shardings=whole)
         self.like = jax.eval_shape(self._init, variables)
         self.facts = {"examples": len(kept), "encoder": checksum(variables)}
         self.size = (
-            f"config.data.batch_size {config.data.batch_size} on {self.mesh.size}"
-            " device(s)"
+            f"config.data.batch_size {data.batch_size} on {self.mesh.size} device(s)"
         )
 
         @partial(
@@ -123,7 +121,7 @@ class Supervised(Job):
         )
         def step(variables, state, resident, batch, labels):
             view = self._batches.render(resident, batch)[:, 0]
-            return self._network.step(variables, state, view, labels)
+            return network.step(variables, state, view, labels)
 
         self._step = step
 
@@ -136,7 +134,7 @@ class Supervised(Job):
 
     def make(self, span):
         (step,) = span
-        rows = sharding.rows(self._sees.data.batch_size)
+        rows = sharding.rows(self._inputs.config.data.batch_size)
         batch = self._batches.make(self._planner, step, rows)
         indices = self.images.chosen(self._planner(step).indices[rows])
         return batch, np.asarray(self.images.labels[indices], np.int32)
@@ -159,17 +157,11 @@ class Supervised(Job):
 
     def right(self, state, source, rows) -> np.ndarray:
         """Returns per cent answered right, [heads, 2]: top-1 and top-5."""
-        top = stream(
-            self._network.predict,
-            (self._variables, state.params, state.batch_stats),
-            source,
-            self._sees.data,
-            shorter_side=self._inputs.shorter_side,
-            rows=rows,
-            mesh=self.mesh,
-        )
-        labels = np.asarray(source.labels[rows])
-        return accuracies(np.concatenate(list(top)), labels)
+        found = self._inputs
+        whole = Whole(source, found.config.data, rows, found.shorter_side)
+        everything = self._variables, state.params, state.batch_stats
+        top = stream(self._network.predict, everything, whole, mesh=self.mesh)
+        return accuracies(np.concatenate(list(top)), np.asarray(source.labels[rows]))
 
 
 def accuracies(top: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -186,12 +178,12 @@ def accuracies(top: np.ndarray, labels: np.ndarray) -> np.ndarray:
 class _Chosen:
     """Plans steps over some of the examples."""
 
-    def __init__(self, kept, protocol, config):
+    def __init__(self, kept, seed, batch_size):
         self._kept = kept
         self._planner = plan.Planner(
-            seed=protocol.seed,
+            seed=seed,
             examples=len(kept),
-            batch_size=config.data.batch_size,
+            batch_size=batch_size,
             views=1,
             numbers=draw.NUMBERS,
         )
@@ -202,33 +194,57 @@ class _Chosen:
         return plan.Plan(self._kept[indices], uniforms)
 
 
-class Frozen:
-    """A bank of heads on an encoder that stays as it is."""
+class _Network:
+    """What learns: its first state, a step of it, and what it predicts."""
 
-    def __init__(self, protocol, encoder, classes, epoch):
-        self._protocol, self._encoder = protocol, encoder
+    def __init__(
+        self, config: Evaluation, encoder: nn.Module, classes: int, epoch: int
+    ):
+        self._config, self._encoder = config, encoder
         self._classes, self._epoch = classes, epoch
 
+    def _heads(self, see, variables, data, *, norm):
+        """Returns parameters and statistics of heads on what `see` returns."""
+        head = self._config.head
+        images = jnp.zeros((2, data.image_size, data.image_size, len(data.mean)))
+        return heads.init(
+            jax.random.key(self._config.seed),
+            {k: x.shape[1] for k, x in jax.eval_shape(see, variables, images).items()},
+            heads=len(head.rates) * len(head.weight_decay),
+            classes=self._classes,
+            norm=norm,
+        )
+
+    def _sgd(self, state, grads, rates, decays):
+        """Returns the rates' factor, and parameters and momenta after a step."""
+        head, epochs = self._config.head, self._config.epochs
+        factor = heads.factor(
+            state.step // self._epoch, epochs=epochs, drops=head.drops
+        )
+        return factor, heads.sgd(
+            state.params,
+            state.opt_state,
+            grads,
+            rates=jax.tree.map(lambda r: factor * r, rates),
+            decays=decays,
+            momentum=head.momentum,
+            nesterov=head.nesterov,
+        )
+
+
+class Frozen(_Network):
+    """A bank of heads on an encoder that stays as it is."""
+
     def _features(self, variables, images):
-        layers = self._protocol.head.layers
+        layers = self._config.head.layers
         return heads.features(self._encoder, variables, images, layers)
 
     def init(self, variables, *, config):
-        head, size = self._protocol.head, config.data.image_size
-        images = jnp.zeros((2, size, size, len(config.data.mean)))
-        seen = jax.eval_shape(self._features, variables, images)
-        params, stats = heads.init(
-            jax.random.key(self._protocol.seed),
-            {layer: x.shape[1] for layer, x in seen.items()},
-            heads=len(head.rates) * len(head.weight_decay),
-            classes=self._classes,
-            norm=head.batch_norm,
-        )
-        momenta = jax.tree.map(jnp.zeros_like, params)
-        return TrainState(jnp.zeros([], jnp.int32), params, stats, momenta)
+        norm = self._config.head.batch_norm
+        params, stats = self._heads(self._features, variables, config.data, norm=norm)
+        return _first(params, stats)
 
     def step(self, variables, state, images, labels):
-        head = self._protocol.head
         x = self._features(variables, images)
 
         def loss_fn(params):
@@ -237,17 +253,8 @@ class Frozen:
             return jnp.sum(each), (each, stats)  # each head's gradient is its own
 
         grads, (each, stats) = jax.grad(loss_fn, has_aux=True)(state.params)
-        rate = _factor(self._protocol, state.step, self._epoch)
-        rates, decays = heads.per_head(state.params, head)
-        updated = heads.sgd(
-            state.params,
-            state.opt_state,
-            grads,
-            rates=jax.tree.map(lambda r: rate * r, rates),
-            decays=decays,
-            momentum=head.momentum,
-            nesterov=head.nesterov,
-        )
+        settings = heads.per_head(state.params, self._config.head)
+        factor, updated = self._sgd(state, grads, *settings)
         old = state.params, state.opt_state
         (params, momenta), good = heads.keep_finite(each, updated, old)
         good = {layer: jnp.any(fine) for layer, fine in good.items()}
@@ -257,47 +264,34 @@ class Frozen:
         }
         some = jnp.any(jnp.stack(list(good.values())))
         new = state.after(some, params, stats, momenta)
-        return new, {"loss": jnp.nanmin(each), "rate_factor": rate, **new.counts()}
+        return new, {"loss": jnp.nanmin(each), "rate_factor": factor, **new.counts()}
 
     def predict(self, everything, images):
         variables, params, stats = everything
         x = self._features(variables, images)
-        scores, _ = heads.logits(params, stats, x, train=False)
-        return _top(scores)
+        return _top(heads.logits(params, stats, x, train=False)[0])
 
 
-class Tuned:
+class Tuned(_Network):
     """One head on an encoder that learns too."""
 
-    def __init__(self, protocol, encoder, classes, epoch):
-        self._protocol, self._encoder = protocol, encoder
-        self._classes, self._epoch = classes, epoch
+    def _features(self, variables, images):
+        y = self._encoder.apply(variables, images, train=False)
+        return {"0": y.astype(jnp.float32)}
 
     def init(self, variables, *, config):
-        size = config.data.image_size
-        images = jnp.zeros((2, size, size, len(config.data.mean)))
-        seen = jax.eval_shape(
-            partial(self._encoder.apply, train=False), variables, images
-        )
-        key = jax.random.key(self._protocol.seed)
-        widths = {"0": seen.shape[1]}
-        options = dict(heads=1, classes=self._classes, norm=False)
-        head, _ = heads.init(key, widths, **options)
+        head, _ = self._heads(self._features, variables, config.data, norm=False)
         params = {"encoder": variables["params"], "head": head}
-        momenta = jax.tree.map(jnp.zeros_like, params)
-        stats = variables.get("batch_stats", {})
-        return TrainState(jnp.zeros([], jnp.int32), params, stats, momenta)
+        return _first(params, variables.get("batch_stats", {}))
 
     def step(self, variables, state, images, labels):
         del variables  # the state has its own
-        head, encoder_rate = self._protocol.head, self._protocol.finetune.encoder_rate
+        head, encoder_rate = self._config.head, self._config.finetune.encoder_rate
 
         def loss_fn(params):
+            own = {"params": params["encoder"], "batch_stats": state.batch_stats}
             y, new = self._encoder.apply(
-                {"params": params["encoder"], "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
+                own, images, train=True, mutable=["batch_stats"]
             )
             x = {"0": y.astype(jnp.float32)}
             scores, _ = heads.logits(params["head"], {}, x, train=True)
@@ -305,37 +299,25 @@ class Tuned:
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, stats), grads = grad_fn(state.params)
-        rate = _factor(self._protocol, state.step, self._epoch)
-        each = {"encoder": encoder_rate, "head": head.rates[0]}
-        params, momenta = heads.sgd(
-            state.params,
-            state.opt_state,
-            grads,
-            rates={
-                name: jax.tree.map(lambda _, r=each[name]: rate * r, tree)
-                for name, tree in state.params.items()
-            },
-            decays=jax.tree.map(lambda _: head.weight_decay[0], state.params),
-            momentum=head.momentum,
-            nesterov=head.nesterov,
-        )
+        rates = {"encoder": encoder_rate, "head": head.rates[0]}
+        rates = {k: jax.tree.map(lambda _, r=r: r, grads[k]) for k, r in rates.items()}
+        decays = jax.tree.map(lambda _: head.weight_decay[0], grads)
+        factor, (params, momenta) = self._sgd(state, grads, rates, decays)
         norms = jnp.stack([loss, optax.tree.norm(grads), optax.tree.norm(params)])
         good = jnp.all(jnp.isfinite(norms))
         new = state.after(good, params, stats, momenta)
-        return new, {"loss": loss, "rate_factor": rate, **new.counts()}
+        return new, {"loss": loss, "rate_factor": factor, **new.counts()}
 
     def predict(self, everything, images):
         _, params, stats = everything
         variables = {"params": params["encoder"], "batch_stats": stats}
-        y = self._encoder.apply(variables, images, train=False)
-        x = {"0": y.astype(jnp.float32)}
-        scores, _ = heads.logits(params["head"], {}, x, train=False)
-        return _top(scores)
+        x = self._features(variables, images)
+        return _top(heads.logits(params["head"], {}, x, train=False)[0])
 
 
-def _factor(protocol, step, epoch):
-    done = step // epoch
-    return heads.factor(done, epochs=protocol.epochs, drops=protocol.head.drops)
+def _first(params, stats):
+    momenta = jax.tree.map(jnp.zeros_like, params)
+    return TrainState(jnp.zeros([], jnp.int32), params, stats, momenta)
 
 
 def _top(scores):

@@ -1,9 +1,9 @@
-"""The evaluations by name: from a protocol and a checkpoint to a result on disk."""
+"""The evaluations by name: from a config and a checkpoint to a result on disk."""
 
 import contextlib
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,23 +25,19 @@ from vicreg_jax.evaluate import (
     results,
     supervised,
 )
-from vicreg_jax.evaluate.augmented import augmented
+from vicreg_jax.evaluate.augmented import augmented_features
 from vicreg_jax.evaluate.features import Features
-from vicreg_jax.evaluate.inputs import (
-    Inputs,
-    held_out,
-    inputs,
-    multilabel_inputs,
-    need_labels,
-)
+from vicreg_jax.evaluate.inputs import Inputs, held_out, need_labels, open_inputs
 from vicreg_jax.run import workdirs
 from vicreg_jax.weights import Encoder, contents, loading
+
+__all__ = ["TASKS", "Task", "run"]
 
 DIAGNOSED = 25_600  # images at most, as many as RankMe's authors take
 
 
-def run(protocol: Evaluation, workdir: Path, *, name: str) -> None:
-    """Does the protocol's task, or goes on with it; a finished one is only shown.
+def run(config: Evaluation, workdir: Path, *, name: str) -> None:
+    """Does the task of a config, or goes on with it; a finished one is only shown.
 
     Of several processes (`jax.distributed`) each calls it alike, with a workdir that
     all see; the first writes and speaks.
@@ -54,31 +50,114 @@ def run(protocol: Evaluation, workdir: Path, *, name: str) -> None:
         workdir, before anything is written.
     """
     devices.mesh()
-    loaded = loading.load(protocol.checkpoint)
-    choose = multilabel_inputs if protocol.task == "svm" else inputs
-    size = protocol.data.image_size or loaded.known_size()
-    sized = replace(protocol, data=replace(protocol.data, image_size=size))
-    found = choose(sized, loaded.config, mean=loaded.mean, std=loaded.std)
-    if protocol.task != "features":
-        need_labels(found)
-    workdir = workdirs.claim(workdir, protocol)
+    encoder = loading.load(config.checkpoint)
+    inputs = open_inputs(config, encoder)
+    if config.task != "features":
+        need_labels(inputs)
+    workdir = workdirs.claim(workdir, config)
     finished = results.read(workdir)
-    if finished and finished["step"] != loaded.step:
+    if finished and finished["step"] != encoder.step:
         raise ValueError(
             f"{workdir} has the result of step {finished['step']}, the checkpoint is"
-            f" now at step {loaded.step}; choose another --workdir, or remove it"
+            f" now at step {encoder.step}; choose another --workdir, or remove it"
         )
-    if finished:
+    if not finished:
+        TASKS[config.task](Task(config, workdir, encoder, inputs, name))
+    elif _is_first():
+        results.show(finished)
+
+
+@dataclass(frozen=True)
+class Task:
+    """An evaluation in its workdir: what to do, to which encoder, on which images."""
+
+    config: Evaluation
+    workdir: Path
+    encoder: Encoder
+    inputs: Inputs
+    name: str  # of the config file
+
+    def parts(self, part: str, *, embed: bool = False) -> Iterator[dict]:
+        """Yields the features of "train" or "test", kept in the workdir, file by file.
+
+        Args:
+          embed: whether embeddings are to come with them.
+        """
         if _is_first():
-            results.show(finished)
-        return
-    TASKS[protocol.task](protocol, workdir, loaded, found, name)
+            workdirs.write_config(self.workdir, self.config)
+        whole = self.inputs.whole(part)
+        rest = self.encoder.expander if embed else None
+        expander = contents.expander_of(rest) if rest else None
+
+        def apply(variables, views):
+            own, rest = variables
+            y = self.encoder.module.apply(own, views, train=False)
+            found = {"representations": y}
+            if expander:
+                found["embeddings"] = expander.apply(rest, y, train=False)
+            return found
+
+        with _bar(f"{part} features", len(whole.rows)) as progress:
+            yield from features.parts(
+                apply,
+                (self.encoder.variables, rest),
+                whole,
+                self.workdir / "features" / part,
+                source=self.encoder.source,
+                mesh=devices.mesh(),
+                progress=progress,
+            )
+
+    def features(self) -> tuple[Features, Features]:
+        """Returns the features of all training and test images."""
+        return features.joined(self.parts("train")), features.joined(self.parts("test"))
+
+    def drawn(self, count: int, at_most: int) -> np.ndarray:
+        """Returns some of `count` images, drawn by the seed."""
+        return plan.permutation(self.config.seed, 0, count)[:at_most]
+
+    def top(self, right: Sequence[float]) -> dict[str, float]:
+        """Returns top-1 and, with more than five classes, top-5, by name."""
+        names = ("top-1", "top-5") if self.inputs.classes > 5 else ("top-1",)
+        return {name: float(x) for name, x in zip(names, right, strict=False)}
+
+    def finish(
+        self,
+        table: Mapping[str, float],
+        notes: Sequence[str] = (),
+        *,
+        published: str = "",
+    ) -> None:
+        """Writes and shows the result.
+
+        Args:
+          table: per cent by name.
+          published: the task in `results.PUBLISHED`, if not that of the config.
+        """
+        if not _is_first():
+            return
+        data, task = self.inputs.config.data, published or self.config.task
+        content = {
+            "task": self.config.task,
+            "name": self.name,
+            "checkpoint": self.config.checkpoint,
+            "step": self.encoder.step,
+            "data": data.dataset if data.name == "tfds" else data.path or data.name,
+            "tested": len(self.inputs.test),
+            "results": dict(table),
+            "published": results.published(task, self.encoder.module, self.inputs),
+            "notes": list(notes),
+        }
+        results.write(self.workdir, content)
 
 
-def linear(protocol, workdir, loaded, found, name):
-    outcome = supervised.fit(protocol, workdir, loaded.module, loaded.variables, found)
-    bank = heads.combinations(protocol.head)
-    test = _top(outcome.test[outcome.chosen], found)
+def linear(task: Task) -> None:
+    config, found = task.config, task.inputs
+    outcome = supervised.fit(
+        config, task.workdir, task.encoder.module, task.encoder.variables, found
+    )
+    bank = heads.combinations(config.head)
+    test = task.top(outcome.test[outcome.chosen])
     notes = []
     if len(bank) > 1:
         layer, rate, decay = bank[outcome.chosen]
@@ -88,25 +167,24 @@ def linear(protocol, workdir, loaded, found, name):
             " held out."
         )
     if outcome.maximum is not None:
-        for key, value in _top(outcome.maximum, found).items():
+        for key, value in task.top(outcome.maximum).items():
             test[f"{key}, maximum over epochs"] = value
         notes.append("The maximum is over test accuracies of all epochs: optimistic.")
-    task = protocol.task
-    if task == "finetune":
-        share = 100 * len(found.kept) / len(found.train)
-        task = f"finetune {share:.0f} %"
+    published = ""
+    if config.task == "finetune":
+        published = f"finetune {100 * len(found.kept) / len(found.train):.0f} %"
         notes.append(f"Trained on {len(found.kept)} of {len(found.train)} images.")
-    _finish(protocol, workdir, loaded, found, name, test, task=task, notes=notes)
+    task.finish(test, notes, published=published)
 
 
-def knn(protocol, workdir, loaded, found, name):
-    given, mesh = protocol.knn, devices.mesh()
-    if max(given.neighbours) > len(found.kept):
+def knn(task: Task) -> None:
+    given, kept = task.config.knn, len(task.inputs.kept)
+    if max(given.neighbours) > kept:
         raise ValueError(
-            f"config.knn.neighbours asks for {max(given.neighbours)}; there are"
-            f" {len(found.kept)} training images"
+            f"config.knn.neighbours asks for {max(given.neighbours)}; there are {kept}"
+            " training images"
         )
-    train, test = _both(protocol, workdir, loaded, found)
+    train, test = task.features()
     right = neighbours.accuracy(
         test.representations,
         test.labels,
@@ -114,105 +192,93 @@ def knn(protocol, workdir, loaded, found, name):
         train.labels,
         neighbours=given.neighbours,
         temperature=given.temperature,
-        mesh=mesh,
-        classes=found.classes,
+        mesh=devices.mesh(),
+        classes=task.inputs.classes,
     )
     table = {}
     for (k, kind), accuracies in right.items():
         if kind == "plain":
             table[f"{k}-NN top-1, plain votes"] = accuracies[0]
         else:
-            for key, value in _top(accuracies, found).items():
-                table[f"{k}-NN {key}"] = value
-    notes = [
-        f"Votes weighted by exp(cosine similarity / {given.temperature:g}), or plain."
-    ]
-    _finish(protocol, workdir, loaded, found, name, table, notes=notes)
+            table |= {f"{k}-NN {key}": x for key, x in task.top(accuracies).items()}
+    weight = f"exp(cosine similarity / {given.temperature:g})"
+    task.finish(table, [f"Votes weighted by {weight}, or plain."])
 
 
-def logistic_regression(protocol, workdir, loaded, found, name):
-    train, test = _both(protocol, workdir, loaded, found)
+def logistic_regression(task: Task) -> None:
+    train, test = task.features()
     mean, scale = train.representations.mean(axis=0), train.representations.std()
     a, b = ((x.representations - mean) / scale for x in (train, test))
-    candidates, notes = protocol.logistic.c, []
-    c = candidates[0]
-    fitted = partial(_fitted, classes=found.classes, notes=notes)
-    if len(candidates) > 1:
-        everything = np.arange(len(a))
-        fit, aside = held_out(everything, train.labels, 0.1, protocol.seed)
-        right = []
-        for c in candidates:
-            model = fitted(a[fit], train.labels[fit], c)
-            guess = logistic.predict(model, a[aside])
-            right.append(100 * np.mean(guess == train.labels[aside]))
-        c = candidates[int(np.argmax(right))]
+    notes = []
+
+    def accuracy(c, fit, x, labels):
+        """Returns per cent right of x, fitted to some of the training images."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            options = dict(classes=task.inputs.classes, C=c)
+            model = logistic.fit(a[fit], train.labels[fit], **options)
+        notes.extend(f"C = {c:g}: {warning.message}" for warning in caught)
+        return 100 * float(np.mean(logistic.predict(model, x) == labels))
+
+    c, *others = candidates = task.config.logistic.c
+    if others:
+        fit, aside = held_out(np.arange(len(a)), train.labels, 0.1, task.config.seed)
+        known = a[aside], train.labels[aside]
+        right = {c: accuracy(c, fit, *known) for c in candidates}
+        c = max(right, key=right.get)  # the first of equals
         notes.append(
-            f"C = {c:g}, with {max(right):.1f} % of a tenth of the training images"
+            f"C = {c:g}, with {right[c]:.1f} % of a tenth of the training images"
         )
-    model = fitted(a, train.labels, c)
-    guess = logistic.predict(model, b)
-    table = {"top-1": 100 * float(np.mean(guess == test.labels))}
-    _finish(protocol, workdir, loaded, found, name, table, notes=notes)
+    task.finish({"top-1": accuracy(c, slice(None), b, test.labels)}, notes)
 
 
-def _fitted(x, labels, c, *, classes, notes):
-    """Returns the regression; that it has not converged is worth a note."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        model = logistic.fit(x, labels, classes=classes, C=c)
-    notes += [f"C = {c:g}: {warning.message}" for warning in caught]
-    return model
-
-
-def svm(protocol, workdir, loaded, found, name):
-    train, test = _both(protocol, workdir, loaded, found)
+def svm(task: Task) -> None:
+    train, test = task.features()
+    given = task.config.svm
     scores = multilabel.fit_and_score(
         train.representations,
         train.labels,
         test.representations,
         test.labels,
-        costs=protocol.svm.costs,
-        folds=protocol.svm.folds,
-        seed=protocol.seed,
+        costs=given.costs,
+        folds=given.folds,
+        seed=task.config.seed,
     )
-    classes = found.train.classes
     table = {"mean average precision": scores.mean}
+    classes = task.inputs.train.classes
     table |= dict(zip(classes, scores.average_precision, strict=True))
-    notes = ["Area under precision and recall; difficult images are left out."]
-    _finish(protocol, workdir, loaded, found, name, table, notes=notes)
+    task.finish(
+        table, ["Area under precision and recall; difficult images are left out."]
+    )
 
 
-def write_features(protocol, workdir, loaded, found, name):
-    del name
-    how = dict(apply=_with_embeddings(loaded) if loaded.expander else None)
-    chosen = np.sort(_drawn(protocol, len(found.kept), DIAGNOSED))
+def write_features(task: Task) -> None:
+    """Writes features of both parts, and what a sample of the training's says."""
+    chosen = np.sort(task.drawn(len(task.inputs.kept), DIAGNOSED))
     sample, start = [], 0
-    for part in _parts(protocol, workdir, "train", loaded, found, **how):
+    for part in task.parts("train", embed=True):
         own = chosen[(start <= chosen) & (chosen < start + len(part["names"]))] - start
-        sample.append(
-            {k: part[k][own] for k in ("representations", "embeddings") if k in part}
-        )
+        sample.append({name: x[own] for name, x in part.items()})
         start += len(part["names"])
-    if found.test is not None:
-        for _ in _parts(protocol, workdir, "test", loaded, found, **how):
+    if task.inputs.test is not None:
+        for _ in task.parts("test", embed=True):
             pass
-    joined = {k: np.concatenate([x[k] for x in sample]) for k in sample[0]}
-    pairs = _views(protocol, loaded, found) if protocol.lidar.images else None
+    pairs = _views(task) if task.config.lidar.images else None
     if not _is_first():
         return
+    seen = features.joined(sample)
     facts = {"images": len(chosen)}
-    seen = joined["representations"], joined.get("embeddings")
-    facts |= diagnostics.diagnose(*seen, pairs=pairs)
-    files.write_json(workdir / "diagnostics.json", facts)
+    facts |= diagnostics.diagnose(seen.representations, seen.embeddings, pairs)
+    files.write_json(task.workdir / "diagnostics.json", facts)
     console = Console()
     for key, value in facts.items():
         if not isinstance(value, list):
             shown = f"{value:.4g}" if isinstance(value, float) else value
             console.print(f"{key}: {shown}", highlight=False, markup=False)
-    console.print(f"features are in {workdir / 'features'}", highlight=False)
+    console.print(f"features are in {task.workdir / 'features'}", highlight=False)
 
 
-TASKS: dict[str, Callable] = {
+TASKS: dict[str, Callable[[Task], None]] = {
     "linear": linear,
     "finetune": linear,
     "knn": knn,
@@ -227,34 +293,21 @@ def _is_first() -> bool:
     return jax.process_index() == 0
 
 
-def _both(protocol, workdir, loaded, found) -> tuple[Features, Features]:
-    """Returns the features of the training and the test images."""
-    both = (
-        features.joined(_parts(protocol, workdir, part, loaded, found))
-        for part in ("train", "test")
-    )
-    return tuple(both)
-
-
-def _drawn(protocol, count, at_most):
-    """Returns some of `count` images, drawn by the seed."""
-    return plan.permutation(protocol.seed, 0, count)[:at_most]
-
-
-def _views(protocol, loaded: Encoder, found: Inputs) -> np.ndarray:
+def _views(task: Task) -> np.ndarray:
     """Returns representations [n, q, f] of views, augmented as in the encoder's run."""
-    augment = loaded.config.augment if loaded.config else Augment()
+    encoder, found, count = task.encoder, task.inputs, task.config.lidar.views
+    augment = encoder.config.augment if encoder.config else Augment()
     if found.train.names is None:
         augment = replace(augment, colour="device")
-    rows = found.kept[_drawn(protocol, len(found.kept), protocol.lidar.images)]
-    with _bar("views for LiDAR", len(rows) * protocol.lidar.views) as progress:
-        return augmented(
-            partial(loaded.module.apply, train=False),
-            loaded.variables,
+    rows = found.kept[task.drawn(len(found.kept), task.config.lidar.images)]
+    with _bar("views for LiDAR", len(rows) * count) as progress:
+        return augmented_features(
+            partial(encoder.module.apply, train=False),
+            encoder.variables,
             found.train,
             replace(found.config, augment=augment),
             rows=rows,
-            count=protocol.lidar.views,
+            count=count,
             mesh=devices.mesh(),
             progress=progress,
         )
@@ -267,70 +320,3 @@ def _bar(text, total):
     with Progress(*columns, console=console, disable=not _is_first()) as bar:
         task = bar.add_task(text, total=total)
         yield lambda done: bar.update(task, completed=done)
-
-
-def _parts(protocol, workdir, part, loaded: Encoder, found: Inputs, *, apply=None):
-    """Yields the features of a part of the data, kept in the workdir."""
-    if _is_first():
-        workdirs.write_config(workdir, protocol)
-    images = getattr(found, part)
-    rows = found.kept if part == "train" else np.arange(len(images))
-    variables = loaded.variables
-    if apply is None:
-
-        def apply(variables, views):
-            y = loaded.module.apply(variables, views, train=False)
-            return {"representations": y}
-
-    else:
-        variables = (loaded.variables, loaded.expander)
-    with _bar(f"{part} features", len(rows)) as progress:
-        yield from features.parts(
-            apply,
-            variables,
-            images,
-            found.config.data,
-            workdir / "features" / part,
-            rows=rows,
-            shorter_side=found.shorter_side,
-            mesh=devices.mesh(),
-            source=loaded.source,
-            progress=progress,
-        )
-
-
-def _with_embeddings(loaded):
-    expander = contents.expander_of(loaded.expander)
-
-    def apply(variables, views):
-        encoder, rest = variables
-        y = loaded.module.apply(encoder, views, train=False)
-        return {
-            "representations": y,
-            "embeddings": expander.apply(rest, y, train=False),
-        }
-
-    return apply
-
-
-def _top(right, found) -> dict[str, float]:
-    """Returns top-1 and, with more than five classes, top-5."""
-    named = {"top-1": float(right[0]), "top-5": float(right[1])}
-    return named if found.classes > 5 else {"top-1": named["top-1"]}
-
-
-def _finish(protocol, workdir, loaded, found, name, table, *, task="", notes=()):
-    if not _is_first():
-        return
-    data = found.config.data
-    results.write(
-        workdir,
-        name,
-        protocol,
-        table,
-        data=data.dataset if data.name == "tfds" else data.path or data.name,
-        tested=len(found.test),
-        step=loaded.step,
-        published=results.published(task or protocol.task, loaded.module, found),
-        notes=notes,
-    )

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from vicreg_jax.models.norm import BatchNorm
 from vicreg_jax.models.resnet import convolution
 
+__all__ = ["DigitsEncoder"]
+
 
 class DigitsEncoder(nn.Module):
     """Maps images [n, h, w, c] to representations [n, 64 * width].

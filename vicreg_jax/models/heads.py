@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from vicreg_jax.models.norm import BatchNorm
 
+__all__ = ["Expander", "JointEmbedding", "linear"]
+
 
 def linear(features, inputs, *, use_bias=True, dtype, name):
     """Returns a dense layer initialized as in PyTorch: uniform in +-1/sqrt(inputs)."""

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+__all__ = ["BatchNorm"]
+
 
 class BatchNorm(nn.Module):
     """Normalizes the last axis by its mean and variance over all other axes.

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from vicreg_jax.models.norm import BatchNorm
 
+__all__ = ["LAYERS", "STEMS", "Block", "ResNet", "convolution"]
+
 # name -> blocks of the four stages, bottleneck or basic block
 LAYERS = {
     "resnet18": ((2, 2, 2, 2), False),

@@ -19,6 +19,8 @@ from vicreg_jax.devices.processes import all_or_none
 from vicreg_jax.refusals import Unusable, one_line
 from vicreg_jax.run import checksums, orbax
 
+__all__ = ["Checkpoints"]
+
 
 class Checkpoints:
     """The checkpoints of one run, each complete or absent; files are written behind.

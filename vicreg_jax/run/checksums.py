@@ -18,6 +18,17 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.refusals import Refusal, Unusable, one_line
 
+__all__ = [
+    "RECORD",
+    "arrays",
+    "check_arrays",
+    "check_files",
+    "check_fit",
+    "read",
+    "size",
+    "write",
+]
+
 RECORD = "record.json"
 
 

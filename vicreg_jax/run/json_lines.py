@@ -12,6 +12,8 @@ from typing import Any
 from vicreg_jax import files
 from vicreg_jax.refusals import Unusable
 
+__all__ = ["append", "read", "write"]
+
 
 def read(
     path: Path, is_usable: Callable[[dict[str, Any]], bool]

@@ -13,6 +13,8 @@ from vicreg_jax import files
 from vicreg_jax.refusals import one_line, require
 from vicreg_jax.run import json_lines
 
+__all__ = ["Note", "Silent", "Writer", "wandb_starter"]
+
 Note = Callable[[str], None]
 
 

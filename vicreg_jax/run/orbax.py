@@ -11,6 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+__all__ = ["STATE", "delete_drafts", "drafts", "manager", "read", "save"]
+
 STATE = "state"  # the folder of the arrays, in that of a checkpoint
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+__all__ = ["ADVICE", "Feed"]
+
 # What to do where a stage of the input is the slowest.
 ADVICE = {
     "read": "put the images on a faster disk, or into fewer files (data.name=tfds)",

@@ -16,6 +16,8 @@ from rich.text import Text
 
 from vicreg_jax.devices.launchers import NOTEBOOKS
 
+__all__ = ["Bar", "Silent"]
+
 SECONDS = 10  # between two lines where there is no terminal
 
 

@@ -5,6 +5,8 @@ import signal
 import threading
 from collections.abc import Mapping
 
+__all__ = ["SIGNALS", "Stop", "status"]
+
 # SLURM sends SIGUSR1 ahead of the end where it is told to (--signal=USR1@120).
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+__all__ = ["TrainState"]
+
 
 @flax.struct.dataclass
 class TrainState:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+__all__ = ["STATUS", "Watchdog"]
+
 MEDIANS = 20  # a step may take as many times the median of the latest
 STATUS = 75  # of exit: EX_TEMPFAIL, try again
 LOOK = 1.0  # seconds between two looks of the thread, at most

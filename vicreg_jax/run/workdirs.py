@@ -15,6 +15,8 @@ from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.refusals import Refusal, Unusable, one_line
 from vicreg_jax.run import json_lines
 
+__all__ = ["claim", "list_broken", "write_config"]
+
 
 def claim(workdir: str | os.PathLike, config: Config | Evaluation) -> Path:
     """Returns the workdir, created, for this config.

@@ -20,6 +20,19 @@ from vicreg_jax.run.state import TrainState
 from vicreg_jax.weights import Encoder
 from vicreg_jax.weights.contents import part
 
+__all__ = [
+    "check_encoder",
+    "encoder_variables",
+    "images",
+    "initializer",
+    "method",
+    "names",
+    "optimizer",
+    "planner",
+    "shapes",
+    "trained",
+]
+
 
 def images(config: Config, given: Any) -> Source:
     """Returns the training images: the config's, or what the user gives instead."""

@@ -15,6 +15,8 @@ from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.run.state import TrainState
 
+__all__ = ["Need", "check", "estimate", "limit"]
+
 
 class Need(NamedTuple):
     """Bytes on each device, and in words what they are for."""

@@ -17,9 +17,11 @@ from vicreg_jax.config import Config
 from vicreg_jax.data.source import Source, count_classes
 from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import heads, neighbours
-from vicreg_jax.evaluate.features import stream
+from vicreg_jax.evaluate.features import Whole, stream
 from vicreg_jax.evaluate.inputs import balanced
 from vicreg_jax.refusals import Refusal
+
+__all__ = ["Probe", "check", "nearest_neighbours"]
 
 QUERIES, BANK, NEIGHBOURS = 10_000, 50_000, 20  # at most
 RATE, MOMENTUM = 0.1, 0.9  # of the probe
@@ -124,8 +126,8 @@ def nearest_neighbours(
     classes = int(labels.max()) + 1
 
     def features(variables, rows):
-        parts = stream(apply, variables, source, config.data, rows=rows, mesh=mesh)
-        return np.concatenate(list(parts))
+        whole = Whole(source, config.data, rows)
+        return np.concatenate(list(stream(apply, variables, whole, mesh=mesh)))
 
     def accuracy(variables):
         right = neighbours.accuracy(
