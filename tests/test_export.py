@@ -13,7 +13,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vicreg_jax import config, models
 from vicreg_jax.weights import Encoder, contents, export, loading
@@ -44,7 +44,7 @@ def encoder(module, *, size=32, run=None):
             np.exp(v * 0.1) if kind == "var" else shift + scale * v
         ).astype(like.dtype)
 
-    shapes = contents.flatten(contents.abstract(module, size=size, channels=3))
+    shapes = flatten_dict(contents.abstract(module, size=size, channels=3), sep="/")
     variables = {name: draw(name, like) for name, like in shapes.items()}
     variables = unflatten_dict(variables, sep="/")
     return Encoder(
