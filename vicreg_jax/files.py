@@ -18,6 +18,23 @@ from typing import Any
 
 from vicreg_jax.refusals import Refusal, Unusable
 
+__all__ = [
+    "AT_ONCE",
+    "Unreachable",
+    "check_size",
+    "crc32",
+    "folder",
+    "in_bucket",
+    "matching",
+    "opened",
+    "pieces",
+    "read",
+    "unreachable",
+    "write",
+    "write_json",
+]
+
+
 # A minute and a half in all. By default it would be a quarter of an hour, in silence.
 RETRIES = dict(max_retries=8, initial_delay="0.5s", max_delay="32s")
 AT_ONCE = 256  # requests; the threads that ask are fewer

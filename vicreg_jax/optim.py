@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+__all__ = ["adamw", "lars", "matrices", "warmup_cosine"]
+
 
 def lars(
     learning_rate: optax.ScalarOrSchedule,

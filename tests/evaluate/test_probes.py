@@ -150,3 +150,12 @@ def test_data_without_labels_is_refused():
     for bad in (Splits(train, None), Splits(Arrays(train.array, None), test)):
         with pytest.raises(ValueError, match="set config.evaluate.draws=0"):
             evaluate.few_labels(bad, {}, CONFIG)
+
+
+def test_the_gain_is_that_of_the_last_features_whatever_their_name(capsys):
+    rows = (("raw pixels", [70.0]), ("untrained", [60.0]), ("Barlow Twins", [75.0]))
+    table = [Accuracy(name, "1-NN", 1, draws) for name, draws in rows]
+    assert evaluate.gains(table)["1-NN", 1][0] == 5
+    assert evaluate.gains(table, better="untrained")["1-NN", 1][0] == -10
+    evaluate.show(table)
+    assert "Barlow Twins - raw pixels" in capsys.readouterr().out

@@ -4,7 +4,7 @@ from dataclasses import replace
 from math import prod
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vicreg_jax import config, models
 from vicreg_jax.weights import Encoder, contents, export
@@ -25,7 +25,7 @@ def encoder(module, *, size=32, run=None):
             np.exp(v * 0.1) if kind == "var" else shift + scale * v
         ).astype(like.dtype)
 
-    shapes = contents.flatten(contents.abstract(module, size=size, channels=3))
+    shapes = flatten_dict(contents.abstract(module, size=size, channels=3), sep="/")
     variables = {name: draw(name, like) for name, like in shapes.items()}
     variables = unflatten_dict(variables, sep="/")
     return Encoder(

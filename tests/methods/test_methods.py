@@ -225,3 +225,11 @@ def test_an_unknown_method_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no method 'byol'; there are vicreg, barlow"):
         train.run(SMALL | dict(method="byol"), tmp_path / "run", source=images())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_has_a_title_by_default_its_name():
+    class Mine(methods.Vicreg):
+        pass
+
+    titles = [x.title for x in (methods.Vicreg, methods.BarlowTwins, Mine, Kept)]
+    assert titles == ["VICReg", "Barlow Twins", "Mine", "Kept"]

@@ -22,7 +22,8 @@ def test_a_failure_while_writing_leaves_everything_as_it_was(tmp_path, monkeypat
         Path(args[-1]).write_bytes(b"half of it")
         raise OSError("disk full")
 
-    monkeypatch.setattr(export, "_stablehlo", full)
+    format = export.FORMATS["stablehlo"]._replace(write=full)
+    monkeypatch.setitem(export.FORMATS, "stablehlo", format)
     with pytest.raises(OSError, match="disk full"):
         written(other, tmp_path, "safetensors", "stablehlo", size=8)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

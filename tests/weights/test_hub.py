@@ -74,7 +74,8 @@ def test_the_card_tells_recipe_results_and_how_to_load(api):
         "| step | 14800 |",
         "| knn | imagenette, 3925 test images | 20-NN top-1 | 84.5 | 64.5 |",
         "| knn | imagenette, 3925 test images | top-1 | 80.0 |  |",
-        'encoder = loading.load(snapshot_download("someone/encoder"))',
+        "from vicreg_jax import load",
+        'encoder = load(snapshot_download("someone/encoder"))',
     ):
         assert line in text.splitlines()
 

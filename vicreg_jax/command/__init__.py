@@ -1,1 +1,3 @@
 """The command line's own: recipes found and overridden, help, tasks by name."""
+
+__all__ = ["recipes", "tasks", "usage"]

@@ -18,6 +18,9 @@ from vicreg_jax.config import Config, fields
 from vicreg_jax.config.evaluation import READS, Evaluation
 from vicreg_jax.refusals import NotFound, Refusal, one_line
 
+__all__ = ["Recipe", "find", "names", "override", "read", "values"]
+
+
 # In an installed package they are in it, in a checkout beside it.
 _PACKAGE = Path(vicreg_jax.__file__).parent
 FOLDER = next(

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vicreg_jax import devices, evaluate, report, train
+from vicreg_jax import devices, evaluate, methods, report, train
 from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.data import preparing
 from vicreg_jax.data.sources.load import load_splits
@@ -19,6 +19,8 @@ from vicreg_jax.evaluate import gallery
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.weights import export, hub, loading
+
+__all__ = ["judge", "prepare", "pretrain", "run", "write_export", "write_report"]
 
 
 def pretrain(config: Config, workdir: Path) -> None:
@@ -32,7 +34,7 @@ def pretrain(config: Config, workdir: Path) -> None:
     trained = train.run(config, workdir, source=splits.train)
     encoders = {
         "untrained encoder": train.untrained(config),
-        "VICReg": trained.encoder,
+        methods.named(config.method).title: trained.encoder,
     }
     table = evaluate.few_labels(splits, encoders, config)
     if jax.process_index() == 0:  # all have computed it, with all devices

@@ -9,6 +9,9 @@ from typing import Literal, NamedTuple
 
 from vicreg_jax.command import recipes
 
+__all__ = ["USAGE", "Words", "of_program", "of_recipe", "sort"]
+
+
 USAGE = "vicreg-jax --config=NAME [--workdir=DIR] [--config.FIELD=VALUE ...]"
 _PROGRAM = f"""{USAGE}
 

@@ -20,6 +20,24 @@ from vicreg_jax.config.fields import (
 )
 from vicreg_jax.config.pretraining import Crop, Guard, Interpolation, Where
 
+__all__ = [
+    "READS",
+    "Augment",
+    "Data",
+    "Evaluation",
+    "Export",
+    "Finetune",
+    "Format",
+    "Head",
+    "Knn",
+    "Lidar",
+    "Logistic",
+    "Source",
+    "Svm",
+    "parse",
+]
+
+
 Source = Literal[
     "", "folder", "prepared", "tfds", "tfrecord", "arrays", "digits", "voc"
 ]

@@ -10,6 +10,27 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from vicreg_jax.refusals import Refusal
 
+__all__ = [
+    "Distinct",
+    "Finite",
+    "Limit",
+    "NotNegative",
+    "Pair",
+    "Positive",
+    "Probability",
+    "Seed",
+    "Settings",
+    "Some",
+    "at_least",
+    "at_most",
+    "below",
+    "between",
+    "build",
+    "check_name",
+    "flat",
+    "names",
+]
+
 
 class Limit(NamedTuple):
     """What a value must be, beside the type of its field: `Annotated[int, limit]`."""

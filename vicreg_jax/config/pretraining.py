@@ -25,6 +25,25 @@ from vicreg_jax.config.fields import (
     between,
 )
 
+__all__ = [
+    "NEEDS_PATH",
+    "Augment",
+    "Config",
+    "Crop",
+    "Data",
+    "Evaluate",
+    "Every",
+    "Guard",
+    "Interpolation",
+    "Model",
+    "Optimizer",
+    "Prepare",
+    "Source",
+    "Where",
+    "parse",
+]
+
+
 Source = Literal["folder", "prepared", "tfds", "tfrecord", "arrays", "digits", "fake"]
 Share = Annotated[float, Limit(lambda x: 0 < x <= 1, "must be two numbers in (0, 1]")]
 Ratio = Annotated[

@@ -13,6 +13,9 @@ import jax
 from vicreg_jax.devices import launchers
 from vicreg_jax.refusals import NotInstalled, Refusal, Unusable, one_line
 
+__all__ = ["leave", "start"]
+
+
 # Seconds until a silent process counts as dead. Heartbeats come from a thread of their
 # own, so compiling does not delay them. jax's default is 100.
 HEARTBEAT = 60

@@ -16,6 +16,8 @@ from jax.sharding import Mesh
 from vicreg_jax.devices import launchers, sharding
 from vicreg_jax.refusals import NotInstalled, Refusal, one_line
 
+__all__ = ["check_gpus", "environment", "mesh"]
+
 
 def mesh(batch_size: int = 0) -> Mesh:
     """Returns the mesh of all devices, over which a batch, if any, can be divided.

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 
 from vicreg_jax.refusals import Refusal
 
+__all__ = ["NOTEBOOKS", "Launched", "idle_gpus", "port", "wanted"]
+
+
 NAMES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 NOTEBOOKS = ("COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE", "JPY_PARENT_PID")
 TPU_PORT = 8482  # any that is free would do; jax itself takes this one

@@ -10,6 +10,9 @@ from jax.experimental import multihost_utils
 
 from vicreg_jax.refusals import one_line
 
+__all__ = ["all_or_none", "devices", "first_line", "preempted"]
+
+
 LONGEST = 4000  # bytes of a line
 _ASKED = itertools.count()
 

@@ -6,6 +6,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+__all__ = ["data_mesh", "divided", "place", "replicate", "rows", "split", "whole"]
+
+
 SMALL = 2**14  # numbers of an array that is not worth dividing
 
 

@@ -115,9 +115,14 @@ def few_labels(
 
 
 def gains(
-    table: list[Accuracy], better: str = "VICReg", than: str = "raw pixels"
+    table: list[Accuracy], better: str | None = None, than: str = "raw pixels"
 ) -> dict[tuple[str, int], tuple[float, float, float]]:
-    """Returns (probe, labels) -> mean paired difference, and its 95 % interval."""
+    """Returns (probe, labels) -> mean paired difference, and its 95 % interval.
+
+    Args:
+      better, than: names of features; by default the last ones and the raw pixels.
+    """
+    better = better or table[-1].features
     draws = {(r.features, r.probe, r.labels): np.array(r.draws) for r in table}
     result = {}
     for features, *key in draws:
@@ -148,7 +153,7 @@ def show(table: list[Accuracy]) -> None:
         f"{mean:+.1f}" + (f"\n±{high - mean:.1f}" if high > mean else "")
         for mean, _, high in (paired[column] for column in columns)
     ]
-    out.add_row("VICReg - raw pixels", *cells)
+    out.add_row(f"{table[-1].features} - raw pixels", *cells)
     console = Console(width=max(100, Console().width))
     console.print(out)
     draws = max(len(r.draws) for r in table)

@@ -12,6 +12,7 @@ class BarlowTwins(Method):
     Source: arXiv:2103.03230 and its authors' code, whose weight of 0.0051 this is.
     """
 
+    title = "Barlow Twins"
     weights = {"on_diagonal": 1.0, "off_diagonal": 0.0051}
 
     def loss(self, outputs):

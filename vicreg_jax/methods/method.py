@@ -25,9 +25,9 @@ class Method:
     """One encoder and one expander for all views; a subclass says what they minimize.
 
     A subclass names its terms in `weights` and computes them in `loss`. It may also
-    override how variables begin (`init`), what the views become (`forward`), what
-    follows a step (`after_step`), and what is worth logging or a warning (`statistics`,
-    `health`).
+    have a `title` for tables, and override how variables begin (`init`), what the views
+    become (`forward`), what follows a step (`after_step`), and what is worth logging or
+    a warning (`statistics`, `health`).
 
     Args:
       encoder: images [n, h, w, c] -> representations [n, f].
@@ -38,8 +38,14 @@ class Method:
       Refusal: a weight for a term that the method does not have.
     """
 
+    # By default the name of the class.
+    title: ClassVar[str]
     # Of the terms in the total, as published.
     weights: ClassVar[Mapping[str, float]] = {}
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        cls.title = vars(cls).get("title", cls.__name__)
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ class Vicreg(Method):
     Source: arXiv:2105.04906, with the scaling of the terms that `losses.vicreg` states.
     """
 
+    title = "VICReg"
     weights = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
 
     def loss(self, outputs):

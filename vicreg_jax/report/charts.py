@@ -16,6 +16,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
+__all__ = [
+    "COLOURS",
+    "POINTS",
+    "Drawn",
+    "Reference",
+    "binned",
+    "curve",
+    "finish",
+    "panel",
+    "shares",
+    "short",
+    "spectra",
+]
+
+
 # The light ones, in the PNG; in the page they become variables of its style sheet,
 # which gives others in the dark.
 _SHEET = (Path(__file__).parent / "style.css").read_text()

@@ -13,6 +13,27 @@ from PIL import Image
 from vicreg_jax.report.charts import COLOURS, Drawn, finish, panel
 from vicreg_jax.report.read import Gallery
 
+__all__ = [
+    "LABELS",
+    "NEIGHBOURS",
+    "PAIRS",
+    "ROWS",
+    "Map",
+    "agreement",
+    "class_name",
+    "feature_map",
+    "label_box",
+    "nearest",
+    "neighbours",
+    "pca",
+    "project",
+    "queries",
+    "spaced",
+    "thumbnails",
+    "views",
+]
+
+
 # Of the most frequent labels: M. Petroff's ten, made to be told apart without full
 # colour vision (arXiv:2107.02270), ordered so that its greys come last.
 LABELS = (

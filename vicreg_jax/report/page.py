@@ -9,6 +9,9 @@ from vicreg_jax import files
 from vicreg_jax.refusals import Unusable, require
 from vicreg_jax.report.read import Gallery, check_gallery, read_run
 
+__all__ = ["check_installed", "write"]
+
+
 HERE = Path(__file__).parent  # of the template, the style sheet and the script
 
 

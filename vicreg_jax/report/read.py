@@ -13,6 +13,9 @@ from vicreg_jax import methods
 from vicreg_jax.config import Config
 from vicreg_jax.refusals import NotFound, Refusal, one_line
 
+__all__ = ["Gallery", "Record", "check_gallery", "is_number", "read_run"]
+
+
 MOST = 5000  # images of a gallery: the page and the map have their limits
 # What reading JSON may raise: no file, no UTF-8, no JSON, nested ten thousand deep.
 BROKEN = (OSError, ValueError, RecursionError)

@@ -16,6 +16,22 @@ from vicreg_jax.report.charts import Reference, curve, short
 from vicreg_jax.report.read import Gallery, Record, is_number
 from vicreg_jax.report.uncertainty import interval, margin
 
+__all__ = [
+    "compose",
+    "evaluation",
+    "feature_map",
+    "few_labels",
+    "head",
+    "loss",
+    "neighbours",
+    "settings",
+    "spectrum",
+    "speed",
+    "spread",
+    "views",
+]
+
+
 Section = dict[str, Any]  # "panels": drawings by the names of their files; and numbers
 
 

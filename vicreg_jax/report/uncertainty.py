@@ -2,6 +2,9 @@
 
 import numpy as np
 
+__all__ = ["interval", "margin"]
+
+
 # Standard errors on either side that hold 95 % of a normal distribution.
 Z95 = 1.96
 

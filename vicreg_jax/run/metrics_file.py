@@ -13,7 +13,7 @@ from vicreg_jax import files
 from vicreg_jax.refusals import one_line, require
 from vicreg_jax.run import json_lines
 
-__all__ = ["Note", "Silent", "Writer", "wandb_starter"]
+__all__ = ["Note", "Writer", "wandb_starter"]
 
 Note = Callable[[str], None]
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from vicreg_jax.devices.launchers import NOTEBOOKS
 
-__all__ = ["Bar", "Silent"]
+__all__ = ["Bar"]
 
 SECONDS = 10  # between two lines where there is no terminal
 

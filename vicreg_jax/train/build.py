@@ -29,7 +29,6 @@ __all__ = [
     "names",
     "optimizer",
     "planner",
-    "shapes",
     "trained",
 ]
 

@@ -11,11 +11,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from vicreg_jax import models
-from vicreg_jax.refusals import Refusal, Unusable, one_line
-from vicreg_jax.weights import torch_names
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line
+from vicreg_jax.weights.torch_names import COUNTER, SHOWN
+
+__all__ = [
+    "DESCRIPTION",
+    "FORMAT",
+    "abstract",
+    "check",
+    "described",
+    "description",
+    "expander_of",
+    "normalization",
+    "part",
+    "sha256",
+]
 
 DESCRIPTION = "encoder.json"  # beside the files of an export
 FORMAT = "vicreg_jax encoder 1"
@@ -87,23 +99,12 @@ def description(folder: Path) -> dict[str, Any] | None:
     return about
 
 
-def abstract(module: nn.Module, *, size: int, channels: int) -> dict[str, Any]:
-    """Returns the shapes and dtypes of a module's variables."""
-    images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
-    key = jax.random.key(0)
-    return jax.eval_shape(lambda x: module.init(key, x, train=False), images)
-
-
-def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arrays under names such as params/conv1/kernel."""
-    return flatten_dict(variables, sep="/")
-
-
-def part(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Returns the variables of one sub-module."""
-    return {
-        collection: tree[name] for collection, tree in variables.items() if name in tree
-    }
+def described(folder: Path) -> dict[str, Any]:
+    """Returns what `description` does. Raises NotFound where there is no export."""
+    about = description(folder)
+    if about is None:
+        raise NotFound(f"{folder} holds no export: no {DESCRIPTION}")
+    return about
 
 
 def sha256(path: Path) -> str:
@@ -113,6 +114,20 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise Unusable(f"{path} cannot be read: {error.strerror}") from error
+
+
+def abstract(module: nn.Module, *, size: int, channels: int) -> dict[str, Any]:
+    """Returns the shapes and dtypes of a module's variables."""
+    images = jax.ShapeDtypeStruct((2, size, size, channels), jnp.float32)
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda x: module.init(key, x, train=False), images)
+
+
+def part(variables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns the variables of one sub-module."""
+    return {
+        collection: tree[name] for collection, tree in variables.items() if name in tree
+    }
 
 
 def expander_of(variables: Mapping[str, Any]) -> models.Expander:
@@ -129,29 +144,29 @@ def check(
     found: Mapping[str, np.ndarray], wanted: Mapping[str, Any], path: Path | str
 ) -> None:
     """Raises Refusal where names, shapes or dtypes are not those wanted."""
-    found = {k: v for k, v in found.items() if not k.endswith(".num_batches_tracked")}
-    wanted = {k: v for k, v in wanted.items() if not k.endswith(".num_batches_tracked")}
+    found, wanted = (
+        {
+            name: f"{x.dtype.name}{list(x.shape)}"
+            for name, x in tensors.items()
+            if not name.endswith(f".{COUNTER}")
+        }
+        for tensors in (found, wanted)
+    )
     faults = {
-        "missing": [name for name in wanted if name not in found],
+        "missing": [x for x in wanted if x not in found],
         "unknown": [
-            name if name.isprintable() else ascii(name)
-            for name in found
-            if name not in wanted
+            x if x.isprintable() else ascii(x) for x in found if x not in wanted
         ],
         "of another shape or dtype": [
-            f"{name} {_kind(found[name])} for {_kind(x)}"
-            for name, x in wanted.items()
-            if name in found and _kind(found[name]) != _kind(x)
+            f"{name} {found[name]} for {kind}"
+            for name, kind in wanted.items()
+            if found.get(name, kind) != kind
         ],
     }
     said = [
-        f"{len(names)} {fault}: {', '.join(names[: torch_names.SHOWN])}"
+        f"{len(names)} {fault}: {', '.join(names[:SHOWN])}"
         for fault, names in faults.items()
         if names
     ]
     if said:
         raise Refusal(f"{path} does not fit the encoder; {'; '.join(said)}")
-
-
-def _kind(array):
-    return f"{array.dtype.name}{list(array.shape)}"

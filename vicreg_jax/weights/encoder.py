@@ -15,6 +15,8 @@ from vicreg_jax.config import Config
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.weights.contents import normalization
 
+__all__ = ["Encoder"]
+
 SLACK = 0.5  # of pixels in [0, 1]: interpolation may overshoot
 
 
@@ -117,10 +119,7 @@ class Encoder:
         def represent(variables, images):
             x = images.astype(jnp.float32)
             x = x / 255 if images.dtype == jnp.uint8 else x
-            mean, std = (
-                jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
-                for values in (self.mean, self.std)
-            )
+            mean, std = jnp.asarray([self.mean, self.std], x.dtype)[:, None, None, None]
             y = self.module.apply(variables, (x - mean) / std, train=False)
             return y.astype(jnp.float32)
 

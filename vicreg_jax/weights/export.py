@@ -1,47 +1,44 @@
 """A trained encoder written for others to use, and checked there; it trains nothing."""
 
 import hashlib
-import importlib.metadata
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
-from functools import partial
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from rich.console import Console
 from rich.table import Table
 
-from vicreg_jax import files, models
-from vicreg_jax.models.resnet import STEMS
-from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
+from vicreg_jax import __version__, files, models
+from vicreg_jax.models.resnet import LAYERS, STEMS
+from vicreg_jax.refusals import Refusal, Unusable, one_line, require
 from vicreg_jax.weights import contents, loading, torch_names
 from vicreg_jax.weights.encoder import Encoder
 
-FILES = {
-    "safetensors": "encoder.safetensors",
-    "torch": "encoder.pth",
-    "stablehlo": "encoder.stablehlo",
-    "detectron2": "detectron2.pkl",
-}
-PACKAGES = {  # by format: the module that it needs, what pip installs
-    "safetensors": ("safetensors", "safetensors"),
-    "torch": ("torch", "vicreg_jax[torch]"),
-    "stablehlo": ("flatbuffers", "flatbuffers"),  # jax.export does not bring it
-}
+__all__ = ["FORMATS", "TOLERANCE", "Format", "agreement", "show", "write"]
+
 SAME = ("weights", "image_size", "mean", "std")  # in all files of a folder
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-4  # of `agreement`: float32 sums in another order, through 50 layers
-UNCHECKED = {
-    "torch": "not checked: install torch and torchvision (ResNets of width 1)",
-    "detectron2": "not checked: load it with Detectron2",
-}
+
+
+class Format(NamedTuple):
+    """How an encoder is written for others, and what they would compute with it."""
+
+    file: str
+    write: Callable[[Encoder, Path], None]
+    # (encoder, file, images) -> features, None where nothing here can compute them
+    features: Callable[[Encoder, Path, np.ndarray], np.ndarray | None]
+    needs: str | None = None  # a module
+    unchecked: str = "not checked"  # said where there are no features
 
 
 def write(
@@ -68,54 +65,44 @@ def write(
     """
     folder = Path(folder).expanduser()
     _check_formats(formats, encoder.module)
-    size, channels = encoder.known_size(), encoder.channels
+    size = encoder.known_size()
     if folder.exists() and not folder.is_dir():
         raise Refusal(f"{folder} is a file; expected a folder, there or not")
     variables = jax.tree.map(np.asarray, dict(encoder.variables))
-    shapes = contents.abstract(encoder.module, size=size, channels=channels)
-    flat = contents.flatten(variables)
-    contents.check(flat, contents.flatten(shapes), encoder.source)
+    encoder = replace(encoder, variables=variables)
+    like = contents.abstract(encoder.module, size=size, channels=encoder.channels)
+    flat = flatten_dict(variables, sep="/")
+    contents.check(flat, flatten_dict(like, sep="/"), encoder.source)
     about = _description(encoder, flat)
-    stay = _stay(folder, formats, about)
-    shape = (size, size, channels)
-    writers = {
-        "safetensors": partial(_safetensors, flat),
-        "torch": partial(_torch, variables),
-        "stablehlo": partial(_stablehlo, encoder.module, variables, shape),
-        "detectron2": partial(_detectron2, variables),
-    }
-    with ExitStack() as closing:
-        closing.enter_context(_explained(folder))
+    names = {name: FORMATS[name].file for name in formats}
+    stay = _stay(folder, list(names.values()), about)
+    drafts = {file: folder / f"{file}.tmp" for file in names.values()}
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        drafts = {}
-        for name in formats:
-            drafts[name] = folder / f"{FILES[name]}.tmp"
-            closing.callback(drafts[name].unlink, missing_ok=True)
-            writers[name](drafts[name])
-        sums = {FILES[name]: contents.sha256(path) for name, path in drafts.items()}
+        for name, file in names.items():
+            FORMATS[name].write(encoder, drafts[file])
+        sums = {file: contents.sha256(draft) for file, draft in drafts.items()}
         # First: after an interruption the checksums refuse what is old, and the files
         # are known as ours.
         files.write_json(folder / contents.DESCRIPTION, about | {"files": stay | sums})
-        for name, path in drafts.items():
-            os.replace(path, folder / FILES[name])
-    return {name: folder / FILES[name] for name in formats}
-
-
-@contextmanager
-def _explained(folder):
-    try:
-        yield
+        for file, draft in drafts.items():
+            os.replace(draft, folder / file)
     except Refusal:
         raise
     except OSError as error:
         raise Unusable(f"{folder} cannot be written to: {one_line(error)}") from error
+    finally:
+        for draft in drafts.values():
+            with suppress(OSError):
+                draft.unlink()
+    return {name: folder / file for name, file in names.items()}
 
 
 def _description(encoder, flat):
     """Returns what encoder.json says of an encoder, but for the files."""
     return {
         "format": contents.FORMAT,
-        "version": _version(),
+        "version": __version__,
         "module": models.spec(encoder.module),
         "weights": _digest(flat),
         "image_size": encoder.image_size,
@@ -144,9 +131,7 @@ def agreement(
       Refusal: images of another shape or dtype.
     """
     folder = Path(folder).expanduser()
-    about = contents.description(folder)
-    if about is None:
-        raise NotFound(f"{folder} holds no export: no {contents.DESCRIPTION}")
+    about = contents.described(folder)
     size, channels = about["image_size"], len(about["mean"])
     shape = (size, size, channels)
     if images.shape[1:] != shape or not len(images) or images.dtype != np.float32:
@@ -154,77 +139,67 @@ def agreement(
             f"expected images of float32 [n >= 1, {size}, {size}, {channels}]; got"
             f" {images.dtype} {list(images.shape)}"
         )
-    others = {
-        "safetensors": partial(
-            _through_loading, None if about["module"] else encoder.module
-        ),
-        "torch": partial(_through_torchvision, encoder.module),
-        "stablehlo": _through_stablehlo,
-    }
-    want = np.asarray(_features(encoder.module, encoder.variables)(images))
+    want = np.asarray(_features(encoder)(images))
     scale = np.abs(want).max() or 1.0
     table = {}
-    for name, features in others.items():
-        if FILES[name] in about["files"]:
-            got = features(folder / FILES[name], images)
+    for name, format in FORMATS.items():
+        if format.file in about["files"]:
+            got = format.features(encoder, folder / format.file, images)
             if got is not None:
                 table[name] = float(np.abs(got - want).max() / scale)
     return table
 
 
-def show(table: Mapping[str, float], *, formats: Sequence[str] = tuple(FILES)) -> None:
+def show(table: Mapping[str, float], *, formats: Sequence[str] | None = None) -> None:
     """Prints what `agreement` found, and which of the formats were not checked."""
     out = Table(title="Features of the written files against those of the encoder")
     for column in ("format", "file", "max |a - b| / max |a|"):
         out.add_column(column)
-    for name in formats:
-        said = UNCHECKED.get(name, "not checked")
+    for name in formats or FORMATS:
+        said = FORMATS[name].unchecked
         if name in table:
             verdict = "" if table[name] < TOLERANCE else f"  differs: over {TOLERANCE}"
             said = f"{table[name]:.1e}{verdict}"
-        out.add_row(name, FILES[name], said)
+        out.add_row(name, FORMATS[name].file, said)
     Console(width=max(100, Console().width)).print(out)
 
 
 def _check_formats(formats, module):
-    unknown = [name for name in formats if name not in FILES]
+    unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise Refusal(
             f"no format {', '.join(map(repr, unknown)) or 'given'}; there are"
-            f" {', '.join(FILES)}"
+            f" {', '.join(FORMATS)}"
         )
-    spec = models.spec(module) or {}
-    if not isinstance(module, models.ResNet):
-        for name in ("torch", "detectron2"):
-            if name in formats:
-                raise Refusal(
-                    f"{name} has no counterpart of {type(module).__name__}; choose"
-                    " safetensors or stablehlo"
-                )
-    elif "detectron2" in formats and (
-        module.stem != "imagenet" or spec.get("name") == "resnet200"
+    of_resnets = [name for name in ("torch", "detectron2") if name in formats]
+    if of_resnets and not isinstance(module, models.ResNet):
+        raise Refusal(
+            f"{of_resnets[0]} has no counterpart of {type(module).__name__}; choose"
+            " safetensors or stablehlo"
+        )
+    if "detectron2" in formats and (
+        module.stem != "imagenet" or module.layers == LAYERS["resnet200"]
     ):
         raise Refusal(
             "Detectron2 has ResNet-18 to 152 with the stem 'imagenet'; got stages of"
             f" {module.layers[0]} blocks with the stem {module.stem!r}"
         )
     for name in formats:
-        if name in PACKAGES:
-            package, install = PACKAGES[name]
-            require(package, f"the format {name}", install=install)
+        if needs := FORMATS[name].needs:
+            install = "vicreg_jax[torch]" if needs == "torch" else needs
+            require(needs, f"the format {name}", install=install)
 
 
-def _stay(folder, formats, about):
+def _stay(folder, new, about):
     """Returns the files of an earlier export that stay, with their checksums."""
     old = contents.description(folder) if folder.is_dir() else None
-    ours = old["files"] | {contents.DESCRIPTION: ""} if old else {}
-    names = [contents.DESCRIPTION, *(FILES[name] for name in formats)]
-    for name in names:
-        if (folder / name).exists() and name not in ours:
+    ours = old["files"] if old else {}
+    for file in new if old else [contents.DESCRIPTION, *new]:
+        if (folder / file).exists() and file not in ours:
             raise Refusal(
-                f"{folder / name} was not written by an export; choose another folder"
+                f"{folder / file} was not written by an export; choose another folder"
             )
-    stay = {name: checksum for name, checksum in ours.items() if name not in names}
+    stay = {file: checksum for file, checksum in ours.items() if file not in new}
     if stay and any(old[key] != about[key] for key in SAME):
         raise Refusal(
             f"{folder} holds {', '.join(stay)} of other weights, image size or"
@@ -242,47 +217,9 @@ def _digest(flat):
     return total.hexdigest()
 
 
-def _version():
-    try:
-        return importlib.metadata.version("vicreg_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _safetensors(flat, path):
-    from safetensors.numpy import save
-
-    # Its save_file makes files that nobody else may read.
-    path.write_bytes(save({name: np.array(x, order="C") for name, x in flat.items()}))
-
-
-def _torch(variables, path):
-    import torch
-
-    state_dict = torch_names.to_torch(variables)
-    torch.save({name: torch.from_numpy(x) for name, x in state_dict.items()}, path)
-
-
-def _detectron2(variables, path):
-    # Without "matching_heuristics" the names would have to be those of one detector.
-    found = {
-        "model": torch_names.to_detectron2(variables),
-        "__author__": "vicreg_jax",
-        "matching_heuristics": True,
-    }
-    path.write_bytes(pickle.dumps(found))
-
-
-def _stablehlo(module, variables, shape, path):
-    (n,) = jax.export.symbolic_shape("n")
-    images = jax.ShapeDtypeStruct((n, *shape), jnp.float32)
-    features = _features(module, variables)
-    exported = jax.export.export(features, platforms=PLATFORMS)(images)
-    path.write_bytes(exported.serialize())
-
-
-def _features(module, variables) -> Callable[[Any], jax.Array]:
+def _features(encoder) -> Callable[[Any], jax.Array]:
     """Returns a jitted function of images that computes in float32 on any device."""
+    module = encoder.module
     if hasattr(module, "dtype"):
         module = module.clone(dtype=jnp.float32)
 
@@ -290,28 +227,63 @@ def _features(module, variables) -> Callable[[Any], jax.Array]:
     def features(images):
         # By default GPUs and TPUs multiply float32 with fewer bits.
         with jax.default_matmul_precision("highest"):
-            y = module.apply(variables, images, train=False)
+            y = module.apply(encoder.variables, images, train=False)
         return y.astype(jnp.float32)
 
     return features
 
 
-def _through_loading(module, path, images):
-    found = loading.load(path, encoder=module)
-    return np.asarray(_features(found.module, found.variables)(images))
+def _safetensors(encoder, path):
+    from safetensors.numpy import save
+
+    flat = flatten_dict(encoder.variables, sep="/")
+    # Its save_file makes files that nobody else may read.
+    path.write_bytes(save({name: np.array(x, order="C") for name, x in flat.items()}))
 
 
-def _through_stablehlo(path, images):
+def _through_loading(encoder, path, images):
+    known = models.spec(encoder.module)
+    found = loading.load(path, encoder=None if known else encoder.module)
+    return np.asarray(_features(found)(images))
+
+
+def _stablehlo(encoder, path):
+    (n,) = jax.export.symbolic_shape("n")
+    shape = (n, encoder.image_size, encoder.image_size, encoder.channels)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    exported = jax.export.export(_features(encoder), platforms=PLATFORMS)(images)
+    path.write_bytes(exported.serialize())
+
+
+def _through_stablehlo(encoder, path, images):
     exported = jax.export.deserialize(bytearray(path.read_bytes()))
     return np.asarray(exported.call(images))
 
 
-def _through_torchvision(module, path, images):
+def _detectron2(encoder, path):
+    # Without "matching_heuristics" the names would have to be those of one detector.
+    found = {
+        "model": torch_names.to_detectron2(encoder.variables),
+        "__author__": "vicreg_jax",
+        "matching_heuristics": True,
+    }
+    path.write_bytes(pickle.dumps(found))
+
+
+def _torch(encoder, path):
+    import torch
+
+    state_dict = torch_names.to_torch(encoder.variables)
+    torch.save({name: torch.from_numpy(x) for name, x in state_dict.items()}, path)
+
+
+def _through_torchvision(encoder, path, images):
     try:
         import torch
         from torchvision.models import resnet
     except Exception:  # missing, or made for another version of torch
         return None
+    module = encoder.module
     if module.width > 1:
         return None
     stages, bottleneck = module.layers
@@ -327,3 +299,26 @@ def _through_torchvision(module, path, images):
     with torch.no_grad():
         nchw = np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2)))
         return net.eval()(torch.tensor(nchw)).numpy()
+
+
+FORMATS = {
+    "safetensors": Format(
+        "encoder.safetensors", _safetensors, _through_loading, "safetensors"
+    ),
+    "torch": Format(
+        "encoder.pth",
+        _torch,
+        _through_torchvision,
+        "torch",
+        "not checked: install torch and torchvision (ResNets of width 1)",
+    ),
+    "stablehlo": Format(  # jax.export does not bring flatbuffers
+        "encoder.stablehlo", _stablehlo, _through_stablehlo, "flatbuffers"
+    ),
+    "detectron2": Format(
+        "detectron2.pkl",
+        _detectron2,
+        lambda encoder, path, images: None,
+        unchecked="not checked: load it with Detectron2",
+    ),
+}

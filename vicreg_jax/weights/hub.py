@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from vicreg_jax import files
-from vicreg_jax.refusals import NotFound, Unusable, one_line, require
+from vicreg_jax.refusals import Unusable, one_line, require
 from vicreg_jax.weights import contents
 
+__all__ = ["card", "push", "results"]
+
 CARD = "README.md"
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 INSTALL = "vicreg_jax[hub]"
 RESULT = {"task", "name", "checkpoint", "data", "tested", "results", "published"}
 RECIPE = {"data", "epochs", "loss", "optimizer", "seed"}  # of a config in the card
-LICENCE = "# license: choose one; the data's terms may bind the weights too"
 
 
 def push(folder: str | os.PathLike, repo_id: str, *, private: bool = True) -> str:
@@ -28,13 +30,11 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool = True) -> st
 
     Raises:
       NotFound: the folder holds no export.
-      NotInstalled: huggingface_hub is not installed.
+      NotInstalled: the extra hub is not installed.
       Unusable: the Hub refused or could not be reached.
     """
     folder = Path(folder).expanduser()
-    about = contents.description(folder)
-    if about is None:
-        raise NotFound(f"{folder} holds no export: no {contents.DESCRIPTION}")
+    about = contents.described(folder)
     library = require("huggingface_hub", "pushing", install=INSTALL)
     if not (folder / CARD).exists():
         text = card(about, results(folder, Path(about["source"])), repo_id=repo_id)
@@ -84,10 +84,15 @@ def card(
       repo_id: where the encoder will be, for the lines that load it.
 
     Raises:
-      NotInstalled: huggingface_hub is not installed.
+      NotInstalled: the extra hub is not installed.
     """
     library = require("huggingface_hub", "a model card", install=INSTALL)
     name = repo_id.rpartition("/")[2]
+    measured = [
+        (result, metric, value)
+        for result in results
+        for metric, value in result["results"].items()
+    ]
     evaluations = [
         library.EvalResult(
             task_type="image-classification",
@@ -98,8 +103,7 @@ def card(
             metric_name=f"{result['name']}: {metric}",
             metric_value=value,
         )
-        for result in results
-        for metric, value in result["results"].items()
+        for result, metric, value in measured
     ]
     data = library.ModelCardData(
         library_name="vicreg_jax",
@@ -108,67 +112,18 @@ def card(
         model_name=name,
         eval_results=evaluations or None,
     )
-    text = _text(about, results, repo_id=repo_id)
-    return f"---\n{LICENCE}\n{data.to_yaml()}\n---\n# {name}\n\n{text}"
-
-
-def _text(about, results, *, repo_id):
-    """Returns the card below its title."""
-    lines = [
-        "An image encoder for use with [VICReg](https://arxiv.org/abs/2105.04906)'s"
-        " kind of features: frozen, fine-tuned or as a backbone.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in _facts(about).items()),
-        "",
-        "## Results",
-        "",
-        *_results(results),
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from huggingface_hub import snapshot_download",
-        "from vicreg_jax import loading",
-        "",
-        f'encoder = loading.load(snapshot_download("{repo_id}"))',
-        "features = encoder(images)  # uint8 [n, h, w, c], or floats in [0, 1]",
-        "```",
-        "",
-        f"The encoder normalizes the images. Files: {', '.join(about['files'])}.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _facts(about):
-    module, config = about["module"], about["config"]
-    name = "an encoder of the user's own"
-    if module:
-        wide = f", {module['width']} times as wide" if module["width"] > 1 else ""
-        stem = module.get("stem", "imagenet")
-        name = f"{module['name']}{wide}{f', stem {stem}' if stem != 'imagenet' else ''}"
-    facts = {
-        "encoder": name,
-        "images": f"{about['image_size']} x {about['image_size']}, in [0, 1], then"
-        f" normalized by mean {_numbers(about['mean'])} and std"
-        f" {_numbers(about['std'])}",
-        "step": about["step"],
-        "written by": f"vicreg_jax {about['version']}",
-    }
-    if config and config.keys() >= RECIPE:
-        data = config["data"]
-        facts |= {
-            "data set": data["dataset"] or data["name"],
-            "epochs": config["epochs"],
-            "batch size": data["batch_size"],
-            "loss weights": ", ".join(f"{k} {v:g}" for k, v in config["loss"].items()),
-            "optimizer": f"{config['optimizer']['name']}, base learning rate"
-            f" {config['optimizer']['base_lr']:g} for 256 images, weight decay"
-            f" {config['optimizer']['weight_decay']:g}",
-            "seed": config["seed"],
-        }
-    return {key: value for key, value in facts.items() if value is not None}
+    jinja2 = require("jinja2", "a model card", install=INSTALL)
+    pages = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
+    pages.filters["short"] = "{:g}".format
+    config = about["config"] or {}
+    return pages.from_string(TEMPLATE.read_text()).render(
+        about,
+        name=name,
+        data=data.to_yaml(),
+        recipe=config if config.keys() >= RECIPE else None,
+        measured=measured,
+        repo_id=repo_id,
+    )
 
 
 def _result(path):
@@ -178,25 +133,3 @@ def _result(path):
     except ValueError:
         return None
     return found if isinstance(found, dict) and found.keys() >= RESULT else None
-
-
-def _results(results):
-    rows = [
-        f"| {result['name']} | {result['data']}, {result['tested']} test images |"
-        f" {metric} | {value:.1f} | {_published(result, metric)} |"
-        for result in results
-        for metric, value in result["results"].items()
-    ]
-    if not rows:
-        return ["Not evaluated yet."]
-    head = "| evaluation | data | | per cent | published by the paper |"
-    return [head, "|---|---|---|--:|--:|", *rows]
-
-
-def _published(result, metric):
-    known = result["published"].get(metric)
-    return "" if known is None else f"{known:.1f}"
-
-
-def _numbers(values):
-    return ", ".join(f"{value:g}" for value in values)

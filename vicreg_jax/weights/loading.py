@@ -5,16 +5,16 @@ import os
 import re
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vicreg_jax import config as configs
 from vicreg_jax import models
@@ -22,18 +22,11 @@ from vicreg_jax.models.resnet import LAYERS, STEMS
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
 from vicreg_jax.run.checkpoints import Checkpoints
 from vicreg_jax.weights import contents, torch_names
-from vicreg_jax.weights.contents import DESCRIPTION
 from vicreg_jax.weights.encoder import Encoder
 
-IMAGENET = configs.Data()
-UNSAID = {  # of a file without an encoder.json
-    "module": None,
-    "image_size": None,
-    "mean": IMAGENET.mean,
-    "std": IMAGENET.std,
-    "step": None,
-    "config": None,
-}
+__all__ = ["load"]
+
+IMAGENET = configs.Data()  # its mean and std, of a file that does not say
 CLASSIFIER = ("fc.weight", "fc.bias")  # of torchvision and timm
 
 
@@ -71,10 +64,8 @@ def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encode
     path = Path(path).expanduser().absolute()
     if path.is_file():
         return _load_file(path, encoder)
-    about = None
-    if not (path / "checkpoints").is_dir():
-        about = contents.description(path)
-    if about:
+    is_run = (path / "checkpoints").is_dir()
+    if about := None if is_run else contents.description(path):
         for name in ("encoder.safetensors", "encoder.pth"):
             if name in about["files"]:
                 return _load_file(path / name, encoder)
@@ -101,15 +92,15 @@ def _load_run(path, encoder):
         size=config.data.image_size,
         channels=len(config.data.mean),
     )
-    if not (path / "checkpoints").is_dir():
-        raise NotFound(f"{path} has no checkpoint yet")
-    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
-    found = checkpoints.restore(like, part=True)
-    checkpoints.close()
+    found = None
+    if (path / "checkpoints").is_dir():
+        checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+        found = checkpoints.restore(like, part=True)
+        checkpoints.close()
     if found is None:
         raise NotFound(f"{path} has no checkpoint yet")
     step, whole = found
-    contents.check(contents.flatten(whole), contents.flatten(like), path)
+    contents.check(*(flatten_dict(x, sep="/") for x in (whole, like)), path)
     return Encoder(
         encoder,
         contents.part(whole, "encoder"),
@@ -133,27 +124,33 @@ def _config_of_run(path):
 
 
 def _load_file(path, encoder):
-    about = _description(path) or UNSAID
-    tensors, expander = _read(path), None
-    flat, ours = tensors, any("/" in name for name in tensors)
-    if not ours:
-        tensors = _without_prefixes(tensors, path)
-        variables = _from_torch(tensors, path)
+    about = _description(path) or {}
+    tensors, expander = _read(path), {}
+    ours = any("/" in name for name in tensors)
+    if ours:
+        flat, named = tensors, partial(flatten_dict, sep="/")
+    else:
+        tensors, named = _without_prefixes(tensors, path), torch_names.torch_views
+        try:
+            variables = torch_names.from_torch(tensors)
+        except ValueError as error:
+            raise Refusal(f"{path}: {error}") from error
         if "encoder" in variables["params"]:
             expander = contents.part(variables, "expander")
             variables = contents.part(variables, "encoder")
-        flat = contents.flatten(variables)
+        flat = flatten_dict(variables, sep="/")
     if encoder is None:
-        encoder = _module(about["module"], flat, path)
+        encoder = _module(about.get("module"), flat, path)
     module = encoder
     if expander:
         module = models.JointEmbedding(encoder, contents.expander_of(expander))
-    channels = _first_kernel(flat)[2] if about is UNSAID else len(about["mean"])
-    size = about["image_size"] or 224
-    shapes = contents.abstract(module, size=size, channels=channels)
-    names = contents.flatten if ours else torch_names.torch_views
-    contents.check(tensors, names(jax.tree.map(_without_memory, shapes)), path)
-    if channels != len(about["mean"]):
+    mean, std = about.get("mean", IMAGENET.mean), about.get("std", IMAGENET.std)
+    stem = (models.spec(encoder) or {}).get("stem")
+    size = about.get("image_size") or (224 if stem == "imagenet" else None)
+    channels = len(mean) if about else _first_kernel(flat)[2]
+    shapes = contents.abstract(module, size=size or 224, channels=channels)
+    contents.check(tensors, jax.eval_shape(named, shapes), path)
+    if channels != len(mean):
         raise Refusal(
             f"{path} takes images of {channels} channel(s), and does not say how they"
             " are normalized; give mean and std: weights.Encoder(module,"
@@ -161,13 +158,13 @@ def _load_file(path, encoder):
         )
     return Encoder(
         encoder,
-        unflatten_dict(tensors, sep="/") if ours else variables,
-        mean=about["mean"],
-        std=about["std"],
-        image_size=about["image_size"] or _usual_size(encoder),
-        expander=expander,
-        config=_config_of_export(about["config"]),
-        step=about["step"],
+        unflatten_dict(flat, sep="/"),
+        mean=mean,
+        std=std,
+        image_size=size,
+        expander=expander or None,
+        config=_config_of_export(about.get("config")),
+        step=about.get("step"),
         source=str(path),
     )
 
@@ -179,8 +176,8 @@ def _description(path):
         return None
     if contents.sha256(path) != about["files"][path.name]:
         raise Refusal(
-            f"{path} is not the file that {DESCRIPTION} beside it describes (sha256);"
-            " it is damaged or was replaced: export it again"
+            f"{path} is not the file that {contents.DESCRIPTION} beside it describes"
+            " (sha256); it is damaged or was replaced: export it again"
         )
     return about
 
@@ -196,12 +193,6 @@ def _config_of_export(content):
         return None
 
 
-def _usual_size(module):
-    """Returns the image size of published encoders, of which that stem tells one."""
-    spec = models.spec(module) or {}
-    return 224 if spec.get("stem") == "imagenet" else None
-
-
 def _module(spec, flat, path):
     """Returns the encoder that an export names or a file's tensors show."""
     if not spec:
@@ -210,7 +201,7 @@ def _module(spec, flat, path):
         return models.create(**spec)
     except (TypeError, ValueError) as error:
         raise Refusal(
-            f"{path.parent / DESCRIPTION} names a module that there is not:"
+            f"{path.parent / contents.DESCRIPTION} names a module that there is not:"
             f" {one_line(error)}"
         ) from error
 
@@ -252,11 +243,6 @@ def _first_kernel(flat):
     return shape if len(shape) == 4 else (0, 0, 3, 0)
 
 
-def _without_memory(like):
-    """Returns an array of this shape and dtype that occupies a single number."""
-    return np.broadcast_to(np.zeros([], like.dtype), like.shape)
-
-
 def _without_prefixes(tensors, path):
     """Returns the tensors of an encoder, or of backbone and projector, by their names.
 
@@ -273,28 +259,25 @@ def _without_prefixes(tensors, path):
     return {name: x for name, x in tensors.items() if name not in CLASSIFIER}
 
 
-def _from_torch(tensors, path) -> dict[str, Any]:
-    try:
-        return torch_names.from_torch(tensors)
-    except ValueError as error:
-        raise Refusal(f"{path}: {error}") from error
-
-
 def _read(path):
-    readers = {".pth": _torch, ".pt": _torch, ".safetensors": _safetensors}
-    if path.suffix not in readers:
-        raise Refusal(
-            f"{path}: weights are read from {', '.join(readers)} files and from"
-            " folders of runs and exports; pickles are never read"
-        )
     try:
-        return readers[path.suffix](path)
+        if path.suffix in (".pth", ".pt"):
+            return _torch(path)
+        if path.suffix == ".safetensors":
+            library = require(
+                "safetensors.numpy", f"reading {path}", install="safetensors"
+            )
+            return library.load_file(path)
     except Refusal:
         raise
     except PermissionError as error:
         raise Unusable(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # whatever a damaged file makes the two raise
         raise Refusal(f"{path} is damaged: {one_line(error)}") from error
+    raise Refusal(
+        f"{path}: weights are read from .pth, .pt, .safetensors files and from folders"
+        " of runs and exports; pickles are never read"
+    )
 
 
 def _torch(path):
@@ -336,8 +319,3 @@ def _array(name, tensor, path, torch):
             f"{path}: {name!r} is {tensor.dtype}, {tensor.layout}, on"
             f" {tensor.device}; expected a dense tensor of torch.float32"
         ) from error
-
-
-def _safetensors(path):
-    numpy = require("safetensors.numpy", f"reading {path}", install="safetensors")
-    return numpy.load_file(path)

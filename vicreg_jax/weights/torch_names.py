@@ -10,14 +10,51 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vicreg_jax.refusals import Refusal
 
+__all__ = ["from_torch", "listed", "to_detectron2", "to_torch", "torch_views"]
+
 Variables = dict[str, Any]  # "params" and "batch_stats"
 
-STATISTICS = {"running_mean": "mean", "running_var": "var"}
-LEAVES = ("weight", "bias", *STATISTICS, "num_batches_tracked")
+MOST = 100  # blocks of a stage, layers of an expander; the deepest ResNet here has 36
 SHOWN = 3  # names in a message
+COUNTER = "num_batches_tracked"
+
+# Our modules and PyTorch's: of a residual block, of an encoder, of both parts.
+_BLOCK = {f"{kind}{i}": f"{kind}{i}" for i in (1, 2, 3) for kind in ("conv", "bn")}
+_BLOCK |= {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
+_ENCODER = {"conv1": "conv1", "bn1": "bn1"} | {
+    f"layer{i}_{j}/{ours}": f"layer{i}.{j}.{theirs}"
+    for i in (1, 2, 3, 4)
+    for j in range(MOST)
+    for ours, theirs in _BLOCK.items()
+}
+MODULES = (
+    _ENCODER
+    | {f"encoder/{ours}": f"backbone.{theirs}" for ours, theirs in _ENCODER.items()}
+    # Sequential: linear, norm and ReLU in turn.
+    | {f"expander/linear{i}": f"projector.{3 * i}" for i in range(MOST)}
+    | {f"expander/bn{i}": f"projector.{3 * i + 1}" for i in range(MOST)}
+)
+LEAVES = {
+    "params/kernel": "weight",
+    "params/scale": "weight",  # the one of a normalization, which is a vector
+    "params/bias": "bias",
+    "batch_stats/mean": "running_mean",
+    "batch_stats/var": "running_var",
+}
+_OUR_MODULES = {theirs: ours for ours, theirs in MODULES.items()}
+_OUR_LEAVES = {theirs: ours for ours, theirs in LEAVES.items()}
+
+_DETECTRON2 = (  # PyTorch's names to Detectron2's, one after another
+    (r"^(conv1|bn1)\.", r"stem.\1."),
+    (r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}"),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+)
 
 
 def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
@@ -38,36 +75,32 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
     >>> to_torch(variables).keys() - state_dict.keys()
     {'bn1.num_batches_tracked'}
     """
-    paths = {name: _path(name.removeprefix("module.")) for name in state_dict}
-    unknown = [name for name, path in paths.items() if path is None]
+    split = {name: name.removeprefix("module.").rpartition(".") for name in state_dict}
+    unknown = [
+        name
+        for name, (module, _, leaf) in split.items()
+        if module not in _OUR_MODULES or leaf not in (*_OUR_LEAVES, COUNTER)
+    ]
     if unknown:
         raise Refusal(
             f"{listed(unknown)} is not of a ResNet ('conv1.weight',"
             " 'layer1.0.bn1.bias'), alone or under 'backbone.' with a 'projector.';"
             " remove a classifier and other prefixes; no other architecture is read"
         )
-    variables = {"params": {}, "batch_stats": {}}
-    for name, value in state_dict.items():
-        *path, leaf = paths[name]
-        if leaf == "num_batches_tracked":
+    found = {}
+    for name, (module, _, leaf) in split.items():
+        if leaf == COUNTER:
             continue
-        value = np.asarray(value)
-        if leaf in STATISTICS:
-            collection, leaf = "batch_stats", STATISTICS[leaf]
-        elif leaf == "bias":
-            collection = "params"
-        elif value.ndim == 1:
-            collection, leaf = "params", "scale"
-        else:
-            collection, leaf = "params", "kernel"
-            value = np.transpose(value, (2, 3, 1, 0) if value.ndim == 4 else None)
-        node = variables[collection]
-        for part in path:
-            node = node.setdefault(part, {})
-        if leaf in node:
+        value = np.asarray(state_dict[name])
+        collection, _, ours = _OUR_LEAVES[leaf].partition("/")
+        if leaf == "weight":
+            ours = "scale" if value.ndim == 1 else "kernel"
+            value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+        path = f"{collection}/{_OUR_MODULES[module]}/{ours}"
+        if path in found:
             raise Refusal(f"{name!r} comes twice, with and without 'module.'")
-        node[leaf] = np.array(value, order="C")
-    return variables
+        found[path] = np.array(value, order="C")
+    return {"params": {}, "batch_stats": {}} | unflatten_dict(found, sep="/")
 
 
 def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -85,22 +118,20 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def torch_views(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns what `to_torch` does without copying: for a look at names and shapes."""
+    """Returns what `to_torch` does without copying, of shapes too (`jax.eval_shape`).
+
+    Modules that PyTorch's ResNets do not have keep their names.
+    """
     state_dict = {}
-    for collection in ("params", "batch_stats"):
-        for path, value in _leaves(variables.get(collection, {})):
-            value = np.asarray(value)
-            *modules, leaf = path
-            name = _name(modules)
-            if leaf in STATISTICS.values():
-                leaf = f"running_{leaf}"
-                counter = np.zeros([], np.int64)
-                state_dict.setdefault(f"{name}.num_batches_tracked", counter)
-            elif leaf in ("kernel", "scale"):
-                leaf = "weight"
-            if value.ndim > 1:
-                value = np.transpose(value, (3, 2, 0, 1) if value.ndim == 4 else None)
-            state_dict[f"{name}.{leaf}"] = value
+    for path, value in flatten_dict(variables, sep="/").items():
+        collection, *modules, leaf = path.split("/")
+        module = "/".join(modules)
+        module = MODULES.get(module, module.replace("/", "."))
+        if collection == "batch_stats":
+            state_dict[f"{module}.{COUNTER}"] = np.zeros([], np.int64)
+        leaf = LEAVES.get(f"{collection}/{leaf}", leaf)
+        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+        state_dict[f"{module}.{leaf}"] = value
     return state_dict
 
 
@@ -122,12 +153,10 @@ def to_detectron2(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         )
     found = {}
     for name, value in to_torch(variables).items():
-        if not name.endswith(".num_batches_tracked"):
-            name = re.sub(r"^(conv1|bn1)\.", r"stem.\1.", name)
-            name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
-            name = re.sub(r"\.bn(\d)\.", r".conv\1.norm.", name)
-            name = name.replace(".downsample.0.", ".shortcut.")
-            found[name.replace(".downsample.1.", ".shortcut.norm.")] = value
+        if not name.endswith(COUNTER):
+            for theirs, new in _DETECTRON2:
+                name = re.sub(theirs, new, name)
+            found[name] = value
     return found
 
 
@@ -135,52 +164,3 @@ def listed(names: list[str]) -> str:
     """Returns the first few of some names, and how many there are."""
     first = ", ".join(repr(name) for name in names[:SHOWN])
     return first if len(names) <= SHOWN else f"{first}, ... ({len(names)} names)"
-
-
-def _path(name):
-    """Returns our modules and PyTorch's leaf, or None for a name of neither layout."""
-    module, _, leaf = name.rpartition(".")
-    path = []
-    if module.startswith("backbone."):
-        path, module = ["encoder"], module.removeprefix("backbone.")
-    elif module.startswith("projector."):
-        # Sequential: linear, norm and ReLU in turn.
-        number = module.removeprefix("projector.")
-        known = re.fullmatch("[0-9]{1,3}", number) and leaf in LEAVES
-        if known and int(number) % 3 < 2:
-            block, kind = divmod(int(number), 3)
-            return ["expander", f"{('linear', 'bn')[kind]}{block}", leaf]
-    stem = re.fullmatch(r"(conv1|bn1)", module)
-    block = re.fullmatch(
-        "layer([0-9])[.]([0-9]+)[.](conv[0-9]|bn[0-9]|downsample[.][01])", module
-    )
-    if not (stem or block) or leaf not in LEAVES:
-        return None
-    if stem:
-        return [*path, module, leaf]
-    stage, number, part = block.groups()
-    part = {"downsample.0": "downsample_conv", "downsample.1": "downsample_bn"}.get(
-        part, part
-    )
-    return [*path, f"layer{stage}_{number}", part, leaf]
-
-
-def _name(modules):
-    """Joins our modules to a PyTorch name; the inverse of `_path`."""
-    if modules[0] == "expander":
-        kind, block = re.fullmatch(r"(linear|bn)(\d+)", modules[1]).groups()
-        return f"projector.{3 * int(block) + (kind == 'bn')}"
-    if modules[0] == "encoder":
-        return f"backbone.{_name(modules[1:])}"
-    name = ".".join(modules).replace("_", ".", 1) if len(modules) > 1 else modules[0]
-    return name.replace("downsample_conv", "downsample.0").replace(
-        "downsample_bn", "downsample.1"
-    )
-
-
-def _leaves(tree, path=()):
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
