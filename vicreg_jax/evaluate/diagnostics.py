@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vicreg_jax.methods import health
+from vicreg_jax.refusals import Refusal
 
 __all__ = ["alpha_req", "diagnose", "effective_rank", "lidar", "verdict"]
 
@@ -43,7 +44,7 @@ def diagnose(
       pairs: [n, q, d], q views of each of n images, of what LiDAR shall judge.
 
     Raises:
-      ValueError: features of another shape, or not finite.
+      Refusal: features of another shape, or not finite.
     """
     found: dict[str, Any] = {}
     for name, x in (("representation", representations), ("embedding", embeddings)):
@@ -84,7 +85,7 @@ def alpha_req(features: np.ndarray) -> float:
       features: [n, f]; they are centred here.
 
     Raises:
-      ValueError: fewer than five eigenvalues, or not [n >= 2, f] and finite.
+      Refusal: fewer than five eigenvalues, or not [n >= 2, f] and finite.
 
     Source: Agrawal et al., alpha-ReQ, NeurIPS 2022. It states no range; ranks and
     weights are those of its authors' code.
@@ -108,19 +109,17 @@ def lidar(views: np.ndarray, *, delta: float = 1e-4) -> float:
         The paper states none.
 
     Raises:
-      ValueError: views of another shape, or not finite; delta <= 0.
+      Refusal: views of another shape, or not finite; delta <= 0.
 
     Source: arXiv:2312.04000v1, eq. 1 to 4, without the eps of the shares, as in
     `effective_rank`.
     """
     views = np.asarray(views, np.float64)
     if views.ndim != 3 or min(views.shape[:2]) < 2 or not views.shape[2]:
-        raise ValueError(
-            f"LiDAR needs views [n >= 2, q >= 2, d]; got shape {views.shape}"
-        )
+        raise Refusal(f"LiDAR needs views [n >= 2, q >= 2, d]; got shape {views.shape}")
     _check_finite(views.reshape(len(views), -1), "views")
     if not delta > 0:
-        raise ValueError(f"delta must be > 0; got {delta}")
+        raise Refusal(f"delta must be > 0; got {delta}")
     n, q, _ = views.shape
     means = views.mean(axis=1)
     within = (views - means[:, None]).reshape(n * q, -1)
@@ -178,7 +177,7 @@ def _alpha(values):
     first, last = RANKS
     i = np.arange(first, min(last, len(values)) + 1)
     if len(i) < 2:
-        raise ValueError(
+        raise Refusal(
             f"alpha-ReQ needs eigenvalues of rank {first} and {first + 1}; the"
             f" features have {len(values)}"
         )
@@ -191,7 +190,7 @@ def _checked(x, name):
     """Returns features in float64, and what their own rounding adds to its values."""
     x = np.asarray(x)
     if x.ndim != 2 or len(x) < 2 or not x.shape[1]:
-        raise ValueError(f"{name} must be [n >= 2, f]; got shape {x.shape}")
+        raise Refusal(f"{name} must be [n >= 2, f]; got shape {x.shape}")
     _check_finite(x, name)
     eps = np.finfo(x.dtype if x.dtype == np.float32 else np.float64).eps
     return x.astype(np.float64), max(x.shape) * eps * float(np.abs(x).max())
@@ -200,4 +199,4 @@ def _checked(x, name):
 def _check_finite(x, name):
     wrong = np.count_nonzero(~np.isfinite(x).all(axis=1))
     if wrong:
-        raise ValueError(f"{wrong} of the {len(x)} rows of the {name} are not finite")
+        raise Refusal(f"{wrong} of the {len(x)} rows of the {name} are not finite")

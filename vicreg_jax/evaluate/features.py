@@ -115,7 +115,7 @@ def stream(
             raise failed[0]
         kept = min(size, len(rows) - step * size)  # the rest repeats the last image
         yield jax.tree.map(lambda x, k=kept: np.asarray(x)[:k], see(variables, batch))
-    with processes.all_or_none(ValueError):  # one that left early would bar the others
+    with processes.all_or_none(Refusal):  # one that left early would bar the others
         if failed:
             raise failed[0]
 
@@ -143,7 +143,7 @@ def parts(
       progress: is told how many images are done.
 
     Raises:
-      ValueError: the folder holds the features of something else, or a file cannot be
+      Refusal: the folder holds the features of something else, or a file cannot be
         read.
     """
     rows = np.arange(len(whole.source)) if whole.rows is None else whole.rows
@@ -156,7 +156,7 @@ def parts(
         data=[data.name, data.path, data.dataset, data.split],
         sees=[data.image_size, whole.shorter, list(data.mean), list(data.std)],
     )
-    with processes.all_or_none(ValueError):
+    with processes.all_or_none(Refusal):
         if lead:
             _claim(folder, facts)
     for number, start in enumerate(range(0, len(rows), ROWS)):
@@ -214,7 +214,7 @@ def _claim(folder, facts):
         files.write_json(index, facts)
     elif (found := json.loads(index.read_text())) != facts:
         other = [name for name in facts if found.get(name) != facts[name]]
-        raise ValueError(
+        raise Refusal(
             f"{folder} holds features of another {', '.join(other)}; remove it, or"
             " choose another --workdir"
         )

@@ -12,6 +12,7 @@ from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import encode
 from vicreg_jax.evaluate.inputs import balanced
+from vicreg_jax.refusals import Refusal
 from vicreg_jax.report import Gallery
 from vicreg_jax.weights import loading
 
@@ -28,13 +29,13 @@ def of_run(run: Path) -> Gallery:
 
     Raises:
       FileNotFoundError: there is no run, or it has saved nothing yet.
-      ValueError: its data cannot be read.
+      Refusal: its data cannot be read.
     """
     devices.mesh()
     encoder = loading.load(run)
     config, data = encoder.config, encoder.config.data
     if data.name == "fake":
-        raise ValueError(
+        raise Refusal(
             f"the images of {run} were fake, or a source of its user's; `report.write`"
             " from Python makes the page without pictures"
         )

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from vicreg_jax.config.evaluation import Head
+from vicreg_jax.refusals import Refusal
 
 __all__ = [
     "combinations",
@@ -54,11 +55,11 @@ def features(
     order, `encoder.block_names()`.
 
     Raises:
-      ValueError: the encoder has fewer residual blocks.
+      Refusal: the encoder has fewer residual blocks.
     """
     names = encoder.block_names() if hasattr(encoder, "block_names") else []
     if len(names) < max(layers):
-        raise ValueError(
+        raise Refusal(
             f"config.head.layers asks for the last {max(layers)} residual blocks; the"
             f" encoder has {len(names)}; use 0, its representation"
         )

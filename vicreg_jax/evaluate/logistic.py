@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vicreg_jax.refusals import Refusal
+
 __all__ = ["Fit", "fit", "predict"]
 
 
@@ -50,7 +52,7 @@ def fit(
       max_steps: after which it stops; it warns if the gap is then above the tolerance.
 
     Raises:
-      ValueError: shapes that do not fit, features that are not finite, labels out of
+      Refusal: shapes that do not fit, features that are not finite, labels out of
         range, a class without examples, fewer than two classes, C <= 0.
     """
     features, labels = np.asarray(features), np.asarray(labels)
@@ -84,11 +86,11 @@ def predict(fitted: Fit, features: np.ndarray) -> np.ndarray:
     """Returns the most probable classes, int64 [n], of features [n, f].
 
     Raises:
-      ValueError: features of another width.
+      Refusal: features of another width.
     """
     f = len(fitted.weights)
     if np.ndim(features) != 2 or np.shape(features)[1] != f:
-        raise ValueError(
+        raise Refusal(
             f"the classifier was fitted to {f} features; got shape {np.shape(features)}"
         )
     return np.argmax(features @ fitted.weights + fitted.bias, axis=1)
@@ -140,29 +142,27 @@ def _descend(x, labels, penalty, curvature, tolerance, max_steps, *, classes):
 
 def _check(features, labels, classes, C):
     if features.ndim != 2 or labels.shape != features.shape[:1] or not features.size:
-        raise ValueError(
+        raise Refusal(
             "logistic regression needs features [n, f] and labels [n]; got"
             f" {features.shape} and {labels.shape}"
         )
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels must be integers; got {labels.dtype}")
+        raise Refusal(f"labels must be integers; got {labels.dtype}")
     if classes < 2:
-        raise ValueError(
-            f"logistic regression needs two classes or more; got {classes}"
-        )
+        raise Refusal(f"logistic regression needs two classes or more; got {classes}")
     if not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(
+        raise Refusal(
             f"labels must be from 0 to {classes - 1}; got {labels.min()} to"
             f" {labels.max()}"
         )
     empty = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
     if len(empty):
-        raise ValueError(
+        raise Refusal(
             f"{len(empty)} of the {classes} classes have no examples, first class"
             f" {empty[0]}; every class needs one"
         )
     wrong = np.count_nonzero(~np.isfinite(features).all(axis=1))
     if wrong:
-        raise ValueError(f"{wrong} of the {len(features)} rows are not finite")
+        raise Refusal(f"{wrong} of the {len(features)} rows are not finite")
     if not C > 0:
-        raise ValueError(f"C must be > 0; got {C}")
+        raise Refusal(f"C must be > 0; got {C}")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vicreg_jax.refusals import require
+from vicreg_jax.refusals import Refusal, require
 
 __all__ = [
     "COSTS",
@@ -55,7 +55,7 @@ def read_multilabel(root: str | Path, split: str) -> MultiLabel:
 
     Raises:
       FileNotFoundError: a folder, the files of the split or an image are missing.
-      ValueError: a line of another form, an image listed twice, or classes whose images
+      Refusal: a line of another form, an image listed twice, or classes whose images
         differ.
     """
     root = Path(root)
@@ -74,7 +74,7 @@ def read_multilabel(root: str | Path, split: str) -> MultiLabel:
     names = list(columns[0])
     for path, column in zip(files, columns, strict=True):
         if different := column.keys() ^ columns[0].keys():
-            raise ValueError(
+            raise Refusal(
                 f"{path} and {files[0]} list different images: {len(different)} are"
                 f" in one only, such as {min(different)!r}"
             )
@@ -108,7 +108,7 @@ def average_precision(
       eleven_point: which of the two.
 
     Raises:
-      ValueError: shapes that differ, other labels, scores that are not finite, or no
+      Refusal: shapes that differ, other labels, scores that are not finite, or no
         image of label 1.
 
     Source: Everingham et al., The PASCAL Visual Object Classes Challenge, IJCV 2010,
@@ -116,16 +116,16 @@ def average_precision(
     """
     scores, labels = np.asarray(scores), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != labels.shape:
-        raise ValueError(
+        raise Refusal(
             "average precision needs scores and labels of one shape [n]; got"
             f" {scores.shape} and {labels.shape}"
         )
     _check_labels(labels)
     scores, positive = scores[labels != 0], labels[labels != 0] == 1
     if not positive.any():
-        raise ValueError("average precision needs an image of label 1; got none")
+        raise Refusal("average precision needs an image of label 1; got none")
     if not np.isfinite(scores).all():
-        raise ValueError("average precision needs finite scores")
+        raise Refusal("average precision needs finite scores")
     order = np.argsort(-scores, kind="stable")
     scores, positive = scores[order], positive[order]
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of its score
@@ -171,7 +171,7 @@ def fit_and_score(
 
     Raises:
       ModuleNotFoundError: scikit-learn is not installed.
-      ValueError: shapes that do not fit, features that are not finite, other labels, a
+      Refusal: shapes that do not fit, features that are not finite, other labels, a
         class with fewer examples of 1 or -1 than folds, or without any in the test.
 
     Source: arXiv:1905.01235; facebookresearch/vissl, svm_trainer.py, evaluate.py and
@@ -183,12 +183,12 @@ def fit_and_score(
     shapes = [[x.shape[1] for x in split] for split in (train, test)]
     if shapes[0] != shapes[1]:
         got = f"{shapes[0]} and {shapes[1]}"
-        raise ValueError(
+        raise Refusal(
             f"training and test need the same features and classes; got {got}"
         )
     costs = sorted(costs)
     if folds < 2 or not costs or costs[0] <= 0:
-        raise ValueError(f"need folds >= 2 and costs > 0; got {folds} and {costs}")
+        raise Refusal(f"need folds >= 2 and costs > 0; got {folds} and {costs}")
     precisions, chosen = [], []
     for known, asked in zip(train[1].T, test[1].T, strict=True):
         x, y = train[0][known != 0], known[known != 0]
@@ -231,15 +231,15 @@ def _column(path):
     for number, line in enumerate(path.read_text().splitlines(), 1):
         words = line.split()
         if len(words) != 2 or words[1] not in ("1", "-1", "0"):
-            raise ValueError(
+            raise Refusal(
                 f"{path}, line {number}: expected an image's name and 1, -1 or 0; got"
                 f" {line!r}"
             )
         if words[0] in found:
-            raise ValueError(f"{path}, line {number}: {words[0]!r} comes twice")
+            raise Refusal(f"{path}, line {number}: {words[0]!r} comes twice")
         found[words[0]] = int(words[1])
     if not found:
-        raise ValueError(f"{path} lists no images")
+        raise Refusal(f"{path} lists no images")
     return found
 
 
@@ -247,7 +247,7 @@ def _checked(features, labels, name, least):
     """Returns features of length one and labels, after checking them."""
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     if features.ndim != 2 or labels.ndim != 2 or len(features) != len(labels):
-        raise ValueError(
+        raise Refusal(
             f"{name} needs features [n, f] and labels [n, c]; got {features.shape} and"
             f" {labels.shape}"
         )
@@ -255,13 +255,13 @@ def _checked(features, labels, name, least):
     for label in (1, -1):
         counts = np.sum(labels == label, axis=0)
         if counts.size and counts.min() < least:
-            raise ValueError(
+            raise Refusal(
                 f"every class needs {least} {name} images of label {label} or more;"
                 f" class {counts.argmin()} has {counts.min()}"
             )
     wrong = np.count_nonzero(~np.isfinite(features).all(axis=1))
     if wrong:
-        raise ValueError(f"{wrong} of the {len(features)} {name} rows are not finite")
+        raise Refusal(f"{wrong} of the {len(features)} {name} rows are not finite")
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.where(length == 0, 1, length), labels
 
@@ -269,4 +269,4 @@ def _checked(features, labels, name, least):
 def _check_labels(labels):
     if not np.isin(labels, (1, -1, 0)).all():
         found = np.unique(labels)[:5].tolist()
-        raise ValueError(f"labels must be 1, -1 or 0; got {found}")
+        raise Refusal(f"labels must be 1, -1 or 0; got {found}")

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from vicreg_jax.devices import sharding
+from vicreg_jax.refusals import Refusal
 
 __all__ = ["accuracy", "nearest", "votes"]
 
@@ -46,18 +47,18 @@ def nearest(
         is looked up at a time, whatever it takes.
 
     Raises:
-      ValueError: shapes that do not fit, k outside 1 to n, or features that are not
+      Refusal: shapes that do not fit, k outside 1 to n, or features that are not
         finite in float32.
     """
     queries, bank = np.asarray(queries), np.asarray(bank)
     if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1:] != bank.shape[1:]:
-        raise ValueError(
+        raise Refusal(
             "neighbours need queries [m, f] and a bank [n, f] of the same f; got"
             f" {queries.shape} and {bank.shape}"
         )
     m, n = len(queries), len(bank)
     if not 1 <= k <= n:
-        raise ValueError(f"k must be from 1 to the {n} rows of the bank; got {k}")
+        raise Refusal(f"k must be from 1 to the {n} rows of the bank; got {k}")
     norms = [_norms(x, name) for x, name in ((queries, "queries"), (bank, "bank"))]
 
     rows = -(-n // mesh.size)
@@ -101,19 +102,19 @@ def votes(
       temperature: of the weights, or None for one vote each.
 
     Raises:
-      ValueError: shapes that differ, labels out of range, or a temperature <= 0.
+      Refusal: shapes that differ, labels out of range, or a temperature <= 0.
 
     Source: arXiv:1805.01978, section 3.4.
     """
     similarities, labels = np.asarray(similarities), np.asarray(labels)
     if similarities.ndim != 2 or similarities.shape != labels.shape:
-        raise ValueError(
+        raise Refusal(
             "votes need similarities and labels of one shape [m, k]; got"
             f" {similarities.shape} and {labels.shape}"
         )
     _check_labels(labels, classes, "neighbours")
     if temperature is not None and not temperature > 0:
-        raise ValueError(f"the temperature must be > 0 or None; got {temperature}")
+        raise Refusal(f"the temperature must be > 0 or None; got {temperature}")
     m, k = labels.shape
     cells, size = np.arange(m)[:, None] * classes + labels, m * classes
     if temperature is not None:
@@ -149,18 +150,18 @@ def accuracy(
       mesh, classes: see `nearest` and `votes`.
 
     Raises:
-      ValueError: see `nearest` and `votes`; no queries, labels that do not fit them.
+      Refusal: see `nearest` and `votes`; no queries, labels that do not fit them.
     """
     labels, bank_labels = np.asarray(labels), np.asarray(bank_labels)
     for known, x, name in ((labels, queries, "queries"), (bank_labels, bank, "bank")):
         if known.shape != (len(x),):
-            raise ValueError(
+            raise Refusal(
                 f"the {len(x)} rows of the {name} need as many labels; got labels of"
                 f" shape {known.shape}"
             )
         _check_labels(known, classes, name)
     if not len(queries) or not neighbours:
-        raise ValueError(
+        raise Refusal(
             "an accuracy needs at least one query and one k; got"
             f" {len(queries)} queries and neighbours={neighbours}"
         )
@@ -211,7 +212,7 @@ def _norms(x, name):
             norms[start : start + CHUNK] = np.sqrt(squares)
     wrong = np.count_nonzero(~np.isfinite(norms))
     if wrong:
-        raise ValueError(
+        raise Refusal(
             f"{wrong} of the {len(x)} rows of the {name} are not finite in float32;"
             " look for a diverged encoder"
         )
@@ -238,9 +239,9 @@ def _ranks(scores, labels):
 
 def _check_labels(labels, classes, name):
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"labels of the {name} must be integers; got {labels.dtype}")
+        raise Refusal(f"labels of the {name} must be integers; got {labels.dtype}")
     if labels.size and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(
+        raise Refusal(
             f"labels of the {name} must be from 0 to {classes - 1}; got"
             f" {labels.min()} to {labels.max()}"
         )

@@ -143,7 +143,7 @@ class Supervised(Job):
         resident = self._batches.resident()
         return *self._step(self._variables, state, resident, *batch), ()
 
-    def judge(self, state):
+    def judge(self, state, note):
         if not self.config.head.test_every_epoch:
             return {}
         values = {}

@@ -28,6 +28,7 @@ from vicreg_jax.evaluate import (
 from vicreg_jax.evaluate.augmented import augmented_features
 from vicreg_jax.evaluate.features import Features
 from vicreg_jax.evaluate.inputs import Inputs, held_out, need_labels, open_inputs
+from vicreg_jax.refusals import Refusal
 from vicreg_jax.run import workdirs
 from vicreg_jax.weights import Encoder, contents, loading
 
@@ -46,7 +47,7 @@ def run(config: Evaluation, workdir: Path, *, name: str) -> None:
       name: of the config file, for the result.
 
     Raises:
-      ValueError, FileNotFoundError: what is wrong with the checkpoint, the data or the
+      Refusal: what is wrong with the checkpoint, the data or the
         workdir, before anything is written.
     """
     devices.mesh()
@@ -57,7 +58,7 @@ def run(config: Evaluation, workdir: Path, *, name: str) -> None:
     workdir = workdirs.claim(workdir, config)
     finished = results.read(workdir)
     if finished and finished["step"] != encoder.step:
-        raise ValueError(
+        raise Refusal(
             f"{workdir} has the result of step {finished['step']}, the checkpoint is"
             f" now at step {encoder.step}; choose another --workdir, or remove it"
         )
@@ -180,7 +181,7 @@ def linear(task: Task) -> None:
 def knn(task: Task) -> None:
     given, kept = task.config.knn, len(task.inputs.kept)
     if max(given.neighbours) > kept:
-        raise ValueError(
+        raise Refusal(
             f"config.knn.neighbours asks for {max(given.neighbours)}; there are {kept}"
             " training images"
         )

@@ -104,23 +104,23 @@ def check_gallery(gallery: Gallery) -> None:
     features, thumbnails, labels, _, views = gallery
     n = len(features)
     if features.ndim != 2 or not 2 <= n <= MOST:
-        raise ValueError(
+        raise Refusal(
             f"gallery.features are [n, f] with n from 2 to {MOST}; got {features.shape}"
         )
     if not np.isfinite(features).all():
-        raise ValueError("gallery.features must be finite; got nan or inf")
+        raise Refusal("gallery.features must be finite; got nan or inf")
     pairs = views.ndim == 5 and views.shape[1] == 2
     for name, images, good, wanted in (
         ("thumbnails", thumbnails, thumbnails.ndim == 4, "[n, t, t, 1 or 3]"),
         ("views", views, pairs, "pairs [k, 2, s, s, 1 or 3]"),
     ):
         if not good or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
-            raise ValueError(
+            raise Refusal(
                 f"gallery.{name} are uint8 {wanted}; got {images.dtype} {images.shape}"
             )
     if len(thumbnails) != n or (labels is not None and labels.shape != (n,)):
         found = "none" if labels is None else labels.shape
-        raise ValueError(
+        raise Refusal(
             f"gallery: {n} features need {n} thumbnails and labels; got"
             f" {len(thumbnails)} and {found}"
         )

@@ -6,7 +6,7 @@ What a step computes and how it is judged is the job's.
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,12 @@ class Job:
         """Returns what is to be logged beside the metrics of a step."""
         return {}
 
-    def judge(self, state: Any) -> dict[str, float]:
-        """Returns what a judgement finds; it is logged with the metrics of the step."""
+    def judge(self, state: Any, note: Callable[[str], None]) -> dict[str, float]:
+        """Returns what a judgement finds; it is logged with the metrics of the step.
+
+        Args:
+          note: takes a line that is to stay.
+        """
         return {}
 
     def text(self, values: Mapping[str, float]) -> str:
@@ -282,7 +286,7 @@ class Session:
         recorder.flush()
         begin = time.perf_counter()
         with self.watchdog.paused():
-            found = self.job.judge(state)
+            found = self.job.judge(state, self.bar.note)
         recorder.pause(time.perf_counter() - begin)
         return found
 

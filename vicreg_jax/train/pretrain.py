@@ -17,6 +17,7 @@ from vicreg_jax.config import Config
 from vicreg_jax.data import batches
 from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method
+from vicreg_jax.refusals import Refusal
 from vicreg_jax.run import metrics_file, workdirs
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.run.state import TrainState
@@ -202,8 +203,12 @@ class Pretraining(Job):
             found["learning_rate"] = self._schedule(step - 1)
         return found
 
-    def judge(self, state):
-        return self._neighbours(build.encoder_variables(state))
+    def judge(self, state, note):
+        try:
+            return self._neighbours(build.encoder_variables(state))
+        except Refusal as error:  # training itself goes on without a file
+            note(f"no k-NN accuracy at step {int(state.step)}: {error}")
+            return {}
 
     def text(self, values):
         terms = ", ".join(f"{name} {values[name]:.3g}" for name in self.method.weights)
