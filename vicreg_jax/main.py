@@ -11,6 +11,8 @@ from vicreg_jax.command import recipes, tasks, usage
 from vicreg_jax.devices import distributed
 from vicreg_jax.refusals import Refusal, one_line
 
+__all__ = ["console"]
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from helpers.processes import DIGITS, TINY, environment, main
 from helpers.records import lines, without_times
+from helpers.runs import SMALL
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from vicreg_jax import config as configs
@@ -134,3 +136,25 @@ def test_watching_needs_labels(tmp_path):
     with pytest.raises(ValueError, match=message):
         train.run(configs.parse(given), tmp_path / "run", source=images)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_nearest_neighbours_cannot_see_does_not_end_the_run(
+    tmp_path, capsys
+):
+    rng = np.random.default_rng(0)
+    for i in range(32):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:60])
+    config = SMALL | dict(
+        data=dict(name="folder", path=str(tmp_path / "images"), batch_size=16)
+        | dict(image_size=8),
+        guard=dict(broken_images=0.5),
+        evaluate=dict(knn_epochs=1),
+    )
+    trained = train.run(config, tmp_path / "run")
+    assert int(trained.state.step) == 4
+    said = capsys.readouterr().err
+    assert "no k-NN accuracy at step 2: " in said and "31.png cannot be read" in said
+    assert not any("knn_top1" in line for line in lines(tmp_path / "run"))

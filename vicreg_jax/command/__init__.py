@@ -1,3 +1,1 @@
 """The command line's own: recipes found and overridden, help, tasks by name."""
-
-__all__ = ["recipes", "tasks", "usage"]

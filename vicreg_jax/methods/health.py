@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+__all__ = ["Verdict", "judge", "mean_correlation", "rankme", "statistics"]
+
 LIMIT = 1024  # rows or dimensions that the dearer statistics look at
 
 

@@ -1,5 +1,7 @@
 """The one loop of every long job: it feeds, watches, stops, saves, goes back and logs.
 
+__all__ = ["Job", "Session", "out_of_memory", "spans"]
+
 What a step computes and how it is judged is the job's.
 """
 
