@@ -1,7 +1,5 @@
 """The one loop of every long job: it feeds, watches, stops, saves, goes back and logs.
 
-__all__ = ["Job", "Session", "out_of_memory", "spans"]
-
 What a step computes and how it is judged is the job's.
 """
 
@@ -26,6 +24,8 @@ from vicreg_jax.run.prefetch import Feed
 from vicreg_jax.run.recorder import Recorder
 from vicreg_jax.run.signals import Stop
 from vicreg_jax.run.watchdog import Watchdog
+
+__all__ = ["Job", "Session", "out_of_memory", "spans"]
 
 
 class Job:
