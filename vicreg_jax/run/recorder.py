@@ -13,6 +13,8 @@ from vicreg_jax.devices import found
 from vicreg_jax.run import metrics_file
 from vicreg_jax.run.prefetch import Feed
 
+__all__ = ["Recorder", "peak_memory"]
+
 STARVING = 0.1  # share of the time spent waiting for data that is worth a word
 
 

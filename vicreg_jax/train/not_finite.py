@@ -9,6 +9,8 @@ import numpy as np
 
 from vicreg_jax.methods import Method
 
+__all__ = ["explain"]
+
 SHOWN = 5  # names or rows in a message
 
 

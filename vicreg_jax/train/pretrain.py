@@ -25,6 +25,8 @@ from vicreg_jax.train import build, memory_estimate, not_finite, online
 from vicreg_jax.train.step import make_train_step
 from vicreg_jax.weights import Encoder
 
+__all__ = ["Pretraining", "Trained", "run", "untrained"]
+
 AT_ONCE = 8  # steps of one dispatch
 
 
