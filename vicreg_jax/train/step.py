@@ -15,6 +15,9 @@ from vicreg_jax.run.state import TrainState
 __all__ = ["dropout_key", "make_train_step", "several"]
 
 
+__all__ = ["dropout_key", "make_train_step", "several"]
+
+
 def make_train_step(
     method: Method,
     tx: optax.GradientTransformation,
