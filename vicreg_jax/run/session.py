@@ -28,9 +28,6 @@ from vicreg_jax.run.watchdog import Watchdog
 __all__ = ["Job", "Session", "out_of_memory", "spans"]
 
 
-__all__ = ["Job", "Session", "out_of_memory", "spans"]
-
-
 class Job:
     """What a session works on: a step, and how it is judged."""
 

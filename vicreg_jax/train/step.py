@@ -15,9 +15,6 @@ from vicreg_jax.run.state import TrainState
 __all__ = ["dropout_key", "make_train_step", "several"]
 
 
-__all__ = ["dropout_key", "make_train_step", "several"]
-
-
 def make_train_step(
     method: Method,
     tx: optax.GradientTransformation,
