@@ -33,9 +33,9 @@ def test_digits_are_split_into_1437_and_360_images():
 
 
 def test_the_splits_of_the_digits_share_no_image_and_lose_none():
-    from sklearn.datasets import load_digits
+    from sklearn import datasets
 
-    data = load_digits()
+    data = datasets.load_digits()
     original = np.rint(data.images / 16 * 255).astype(np.uint8)[..., None]
     train, test = load_digits()
     assert sorted(rows(train) + rows(test)) == sorted(rows((original, data.target)))
