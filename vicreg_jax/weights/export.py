@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from rich.console import Console
 from rich.table import Table
 
-from vicreg_jax import __version__, files, models
+from vicreg_jax import files, models
 from vicreg_jax.models.resnet import LAYERS, STEMS
 from vicreg_jax.refusals import Refusal, Unusable, one_line, require
 from vicreg_jax.weights import contents, loading, torch_names
@@ -102,7 +103,7 @@ def _description(encoder, flat):
     """Returns what encoder.json says of an encoder, but for the files."""
     return {
         "format": contents.FORMAT,
-        "version": __version__,
+        "version": _version(),
         "module": models.spec(encoder.module),
         "weights": _digest(flat),
         "image_size": encoder.image_size,
@@ -231,6 +232,13 @@ def _features(encoder) -> Callable[[Any], jax.Array]:
         return y.astype(jnp.float32)
 
     return features
+
+
+def _version():
+    try:
+        return metadata.version("vicreg_jax")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _safetensors(encoder, path):
