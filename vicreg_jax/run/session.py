@@ -25,7 +25,6 @@ from vicreg_jax.run.recorder import Recorder
 from vicreg_jax.run.signals import Stop
 from vicreg_jax.run.watchdog import Watchdog
 
-
 __all__ = ["Job", "Session", "out_of_memory", "spans"]
 
 

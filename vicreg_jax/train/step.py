@@ -12,7 +12,6 @@ from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method, Outputs
 from vicreg_jax.run.state import TrainState
 
-
 __all__ = ["dropout_key", "make_train_step", "several"]
 
 
