@@ -18,6 +18,7 @@ RUN = asdict(
         {
             "epochs": 400,
             "seed": 3,
+            "loss": {"invariance": 25.0, "variance": 25.0, "covariance": 1.0},
             "data": {"name": "tfds", "dataset": "imagenette", "batch_size": 256},
             "model": {"encoder": "resnet18"},
             "loss": {"invariance": 25.0, "variance": 25.0, "covariance": 1.0},

@@ -118,20 +118,22 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def torch_views(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns what `to_torch` does without copying, of shapes too (`jax.eval_shape`).
+    """Returns what `to_torch` does without copying: for a look at names and shapes.
 
     Modules that PyTorch's ResNets do not have keep their names.
     """
     state_dict = {}
-    for path, value in flatten_dict(variables, sep="/").items():
-        collection, *modules, leaf = path.split("/")
-        module = "/".join(modules)
-        module = MODULES.get(module, module.replace("/", "."))
-        if collection == "batch_stats":
-            state_dict[f"{module}.{COUNTER}"] = np.zeros([], np.int64)
-        leaf = LEAVES.get(f"{collection}/{leaf}", leaf)
-        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
-        state_dict[f"{module}.{leaf}"] = value
+    for collection in ("params", "batch_stats"):
+        tree = flatten_dict(variables.get(collection, {}), sep="/")
+        for path, value in tree.items():
+            module, _, leaf = path.rpartition("/")
+            own = re.sub("^encoder/", "backbone/", module).replace("/", ".")
+            module = MODULES.get(module, own)
+            if collection == "batch_stats":
+                state_dict[f"{module}.{COUNTER}"] = np.zeros([], np.int64)
+            leaf = LEAVES.get(f"{collection}/{leaf}", leaf)
+            value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+            state_dict[f"{module}.{leaf}"] = value
     return state_dict
 
 
