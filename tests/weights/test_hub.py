@@ -21,7 +21,6 @@ RUN = asdict(
             "loss": {"invariance": 25.0, "variance": 25.0, "covariance": 1.0},
             "data": {"name": "tfds", "dataset": "imagenette", "batch_size": 256},
             "model": {"encoder": "resnet18"},
-            "loss": {"invariance": 25.0, "variance": 25.0, "covariance": 1.0},
         }
     )
 )
