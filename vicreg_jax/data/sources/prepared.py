@@ -183,6 +183,8 @@ def read_index(root: str, *, sizes: bool = True) -> dict:
         if files.in_bucket(root):
             why = f"{error}; expected a copy of what the task prepare wrote"
         raise NotFound(f"data.path: {why}") from error
+    except files.Unreachable:  # which is no damage
+        raise
     except (ValueError, TypeError, KeyError) as error:
         raise Unusable(f"{path} is damaged: {error!r}") from error
     if not known:
