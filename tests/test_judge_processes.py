@@ -74,7 +74,7 @@ def test_sigterm_to_one_of_two_stops_a_linear_evaluation_which_continues(run, tm
     running = start("linear", run, tmp_path / "parts", 2, 2, long)
     kill(tmp_path / "parts", running, signal.SIGTERM, 10, 1)
     statuses, said = finish(running)
-    assert statuses == [0, 0] and "the same command goes on" in said[0], said
+    assert statuses == [0, 0] and "the same command continues" in said[0], said
     assert not (tmp_path / "parts" / "result.json").exists()
     assert lines(tmp_path / "parts")[-1]["step"] < 150
     running = start("linear", run, tmp_path / "parts", 2, 2, long)
