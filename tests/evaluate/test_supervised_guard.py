@@ -81,6 +81,17 @@ def test_what_stays_not_finite_is_stopped_and_its_checkpoints_are_good(
         assert np.isfinite(leaf).all()
 
 
+def test_training_with_labels_leaves_behind_what_a_run_does(trained, data, tmp_path):
+    fit(protocol(data), trained, tmp_path / "run")
+    where = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert where["jax"] == jax.__version__
+    assert "batch_size 16 on 8 device(s)" in where["memory_per_device"]
+    text = (tmp_path / "run" / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert [line["step"] for line in lines] == [1, 3, 6, 9]
+    assert all({"images_per_second", "data_wait"} <= set(x) for x in lines[1:])
+
+
 def test_the_order_of_layers_does_not_matter():
     head = protocol("x", head=dict(layers=(2, 0), rates=(0.1, 0.2))).head
     bank = heads.combinations(head)
