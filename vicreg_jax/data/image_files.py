@@ -348,14 +348,14 @@ def open_image(data: bytes) -> Any:
     image = pil.open(io.BytesIO(data), formats=FORMATS)
     most = pil.MAX_IMAGE_PIXELS
     if most and image.width * image.height > most:
-        raise Refusal(
+        raise ValueError(
             f"{image.width} x {image.height} pixels are more than the {most} that"
             " Pillow takes for sane"
         )
     # Pillow clips the pixels of some modes to 0..255, and cuts others to 8 bits.
     deep = image.mode.startswith(("I", "F"))
     if deep or any(re.search(";16[A-Z]", str(tile[3])) for tile in image.tile):
-        raise Refusal(f"pixels of mode {image.mode} are not of 8 bits")
+        raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
     return image
 
 
@@ -364,11 +364,11 @@ def read_file(path: str) -> bytes:
 
     Raises:
       OSError: there is no such file, or it cannot be read.
-      Refusal: it is no regular file.
+      ValueError: it is no regular file.
     """
     with open(path, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise Refusal("this is no regular file")
+            raise ValueError("this is no regular file")
         return file.read()
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.sources.tfrecord import Names, readers
-from vicreg_jax.refusals import NotFound, Refusal, Unusable, require
+from vicreg_jax.refusals import NotFound, Unusable, require
 
 __all__ = ["array_record", "open_prepared", "read_index", "verify"]
 
@@ -109,7 +109,7 @@ class _Examples:
         record = self._read(self._reader(shard), shard, position)
         crc32, _, length = HEAD.unpack_from(record)
         if zlib.crc32(memoryview(record)[4:]) != crc32:
-            raise Refusal("the checksum of the record is wrong")
+            raise ValueError("the checksum of the record is wrong")
         image = HEAD.size + length
         name = record[HEAD.size : image].decode("utf-8", "surrogateescape")
         return name, record[image:]
@@ -162,7 +162,7 @@ class _Examples:
                 with suppress(RuntimeError):
                     self._read(reader, shard, 0)  # tells whether the bucket refused
             name = os.path.basename(path)
-            raise Refusal(f"{name} is damaged: its own index is wrong")
+            raise ValueError(f"{name} is damaged: its own index is wrong")
         return reader
 
 
