@@ -103,8 +103,8 @@ def test_a_watched_run_continues_bit_for_bit(tmp_path, runs):
     code = """if True:
         import sys
         from vicreg_jax import main as program
-        from vicreg_jax.train import loop
-        class Early(loop.Stop):
+        from vicreg_jax.run import session
+        class Early(session.Stop):
             reads = 0
             @property
             def signal(self):
@@ -113,7 +113,7 @@ def test_a_watched_run_continues_bit_for_bit(tmp_path, runs):
             @signal.setter
             def signal(self, value):
                 pass
-        loop.Stop = Early
+        session.Stop = Early
         program.console()
     """
     first = subprocess.run(
