@@ -16,13 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vicreg_jax.refusals import Refusal, Unusable
+from vicreg_jax.refusals import NotFound, Refusal, Unusable
 
 __all__ = [
     "AT_ONCE",
     "Unreachable",
     "check_size",
     "crc32",
+    "expanded",
     "folder",
     "in_bucket",
     "matching",
@@ -53,7 +54,19 @@ def folder(path: str | os.PathLike) -> str:
     """Returns a folder's path to which /NAME can be appended."""
     if in_bucket(path):
         return re.sub("(?<=[^/:])/+$", "", str(path))
-    return str(Path(path).expanduser())
+    return str(expanded(path))
+
+
+def expanded(path: str | os.PathLike) -> Path:
+    """Returns a path on a disk, ~ and ~NAME replaced by a home folder.
+
+    Raises:
+      NotFound: there is nobody of that name.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise NotFound(f"{path}: there is nobody of that name here") from error
 
 
 def read(path: str, start: int = 0, length: int | None = None) -> bytes:
@@ -156,7 +169,7 @@ def matching(pattern: str) -> list[str]:
       ValueError: see `read`.
     """
     if not in_bucket(pattern):
-        return sorted(glob.glob(os.path.expanduser(pattern)))
+        return sorted(glob.glob(str(expanded(pattern))))
     bucket, wanted = _split(pattern)
     first = re.split(r"[*?\[]", wanted)[0]  # all names begin with that
     with _explained(pattern):

@@ -30,7 +30,7 @@ def choose(words: usage.Words) -> recipes.Recipe:
     first = {  # what decides on other defaults
         name: words.changes[name].partition("=")[2]
         for name in ("task", "method")
-        if name in words.changes
+        if "=" in words.changes.get(name, "")
     }
     recipe = recipes.read(words.config, changes=first)
     config = recipes.override(recipe.config, words.changes)

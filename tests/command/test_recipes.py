@@ -70,7 +70,9 @@ def test_all_folders_of_recipes_are_found_from_any_folder(tmp_path, monkeypatch)
     assert recipes.read("imagenet:paper").config.augment.blur == (0.5, 0.5)
 
 
-def test_a_file_of_the_users_may_start_from_a_recipe_or_its_own_copy(tmp_path):
+def test_a_file_of_the_users_may_start_from_a_recipe_or_its_own_copy(
+    tmp_path, monkeypatch
+):
     code = "from configs import {}\n\ndef get_config():\n    return {}.get_config()\n"
     mine = tmp_path / "mine.py"
     mine.write_text(code.format("imagenet", "imagenet"))
@@ -80,6 +82,13 @@ def test_a_file_of_the_users_may_start_from_a_recipe_or_its_own_copy(tmp_path):
     (copy / "base.py").write_text("def get_config():\n    return dict(epochs=7)\n")
     (copy / "mine.py").write_text(code.format("base", "base"))
     assert recipes.read(str(copy / "mine.py")).config.epochs == 7
+    other = tmp_path / "recipes_of_mine"
+    copy.rename(other)
+    (other / "mine.py").write_text(
+        code.format("base", "base").replace("configs", other.name)
+    )
+    monkeypatch.setattr("sys.path", [*sys.path])
+    assert recipes.read(str(other / "mine.py")).config.epochs == 7
 
 
 @pytest.mark.parametrize(
@@ -105,6 +114,8 @@ def test_an_unknown_recipe_is_refused_with_the_known_ones(name, hint):
         ("", "AttributeError: module 'mine' has no attribute 'get_config'"),
         ("import nowhere_at_all", "No module named 'nowhere_at_all'"),
         ("def get_config(): return 3", "TypeError: 'int' object is not iterable"),
+        ("def get_config(): return dict(task=['knn'])", "config.task is of type str;"),
+        ("def get_config(): return {1: 2}", "config.1 is not a field"),
     ],
 )
 def test_a_file_that_is_no_config_is_refused(tmp_path, code, reason):
@@ -144,6 +155,9 @@ def test_the_last_value_of_a_field_counts():
     )
     assert found.model.expander == (64, 64) and found.epochs == 7
     assert found.seed == 2 and not found.optimizer.clip and found.data.path == "a=b"
+    group, one = "--config.loss={'variance': 3.0}", "--config.loss.variance=5"
+    assert command_line("--config=digits", one, group).loss == {"variance": 3.0}
+    assert command_line("--config=digits", group, one).loss == {"variance": 5.0}
 
 
 def test_words_that_are_no_config_are_left_to_others():
@@ -167,6 +181,23 @@ def test_words_that_are_no_config_are_left_to_others():
         ),
         (["--config=report", "--config.checkpoint=x"], "task report; it reads none"),
         (["--config=eval/knn", "--config.head=1"], "config.head is not read by"),
+        (
+            ["--config=digits", "--config.wandb", "--config.seed=1"],
+            "config.wandb has no value; expected --config.wandb=VALUE",
+        ),
+        (["--config=digits", "--config.loss"], "config.loss has no value"),
+        (
+            ["--config=digits", "--noconfig.data.validation=True"],
+            "--noconfig.data.validation=True does not take an argument",
+        ),
+        (
+            [
+                "--config=digits",
+                "--config.loss={'variance':5}",
+                "--config.loss.covariance=3",
+            ],
+            "covariance is not a valid key",
+        ),
     ],
 )
 def test_a_wrong_change_is_refused_in_one_line(words, message):
@@ -187,6 +218,25 @@ def test_weights_are_those_of_the_method_unless_they_are_given():
         recipes.read("digits", changes={"method": "byol"})
 
 
+def test_a_task_of_another_kind_is_refused_with_those_that_there_are(tmp_path):
+    for recipe, task, known in (
+        ("eval/knn", "pretrain", "linear, finetune, knn, "),
+        ("digits", "knn", "pretrain, prepare; got knn"),
+        ("digits", "nonsense", "pretrain, prepare; got nonsense"),
+    ):
+        found = recipes.read(recipe, changes={"task": task}).config
+        with pytest.raises(Refusal, match=f"config.task must be one of {known}"):
+            found.parse(found)
+
+
+def test_a_home_folder_of_nobody_and_a_file_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(NotFound, match="~nobody_here/a.py: there is nobody of that"):
+        recipes.read("~nobody_here/a.py")
+    (tmp_path / "a.yaml").write_text("")
+    with pytest.raises(Refusal, match="a.yaml' is no config file, whose name ends in"):
+        recipes.read(str(tmp_path / "a.yaml"))
+
+
 def test_help_lists_recipes_and_the_fields_of_one():
     said = usage.of_program()
     for name in recipes.names():
@@ -198,5 +248,8 @@ def test_help_lists_recipes_and_the_fields_of_one():
         for field in recipes.values(recipe.config):
             assert f"\n  --config.{field}=" in said
     assert "--config.head" not in said
+    spaced = command_line("--config=folder", "--config.data.path=/a b/c")
+    said += usage.of_recipe(recipes.Recipe("folder", "", spaced))
+    assert "\n  --config.data.path=/a b/c " in said
     assert "--config.knn.neighbours=(1,20,200)\n" in said
     assert "  over all devices\n" in said

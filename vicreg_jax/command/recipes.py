@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import vicreg_jax
-from vicreg_jax import methods
+from vicreg_jax import files, methods
 from vicreg_jax.config import Config, fields
 from vicreg_jax.config.evaluation import READS, Evaluation
 from vicreg_jax.refusals import NotFound, Refusal, one_line
@@ -45,10 +45,13 @@ def find(name: str) -> Path:
 
     Raises:
       NotFound: there is none; in one line with the nearest name and all that there are.
+      Refusal: it is a file of another kind.
     """
-    here = Path(name).expanduser()
-    if here.suffix == ".py" and here.is_file():
-        return here
+    here = files.expanded(name)
+    if here.is_file():
+        if here.suffix == ".py":
+            return here
+        raise Refusal(f"--config: {name!r} is no config file, whose name ends in .py")
     bare = name.removeprefix("configs/").removesuffix(".py")
     if bare in names():
         return FOLDER / f"{bare}.py"
@@ -83,10 +86,11 @@ def read(text: str, *, changes: Mapping[str, Any] | None = None) -> Recipe:
             f"--config={text}: {kind}{one_line(error)}; a config file has a function"
             " get_config() that returns a ConfigDict"
         ) from error
-    given |= changes or {}
-    if given.get("task") in READS:
-        return Recipe(path.stem, module.__doc__ or "", fields.build(Evaluation, given))
-    config = fields.build(Config, given)
+    task = given.get("task")
+    kind = Evaluation if isinstance(task, str) and task in READS else Config
+    config = fields.build(kind, given | dict(changes or {}))
+    if kind is Evaluation:
+        return Recipe(path.stem, module.__doc__ or "", config)
     weights = methods.named(config.method).weighed(config.loss)
     config = dataclasses.replace(config, loss=weights)
     return Recipe(path.stem, module.__doc__ or "", config)
@@ -121,6 +125,8 @@ def override(
                 f"config.{name} is not read by the task {config.task}; it reads"
                 f" {', '.join(READS[config.task]) or 'none'}"
             )
+        if "=" not in given[name] and not isinstance(everything.get(name), bool):
+            raise Refusal(f"config.{name} has no value; expected --config.{name}=VALUE")
     words = ["vicreg-jax", *given.values()]
     parsed = flags.FlagValues()
     flag = config_flags.DEFINE_config_dict(
@@ -131,7 +137,7 @@ def override(
     )
     try:
         parsed(words)
-    except flags.Error as error:
+    except Exception as error:  # of the user's words; such as a KeyError of a group
         raise Refusal(one_line(error)) from error
     return fields.build(type(config), flag.value)
 
@@ -142,6 +148,9 @@ def _module(path):
     package = types.ModuleType("configs")
     package.__path__ = [*own[:1], str(FOLDER)]  # a copy of theirs may lie elsewhere
     sys.modules["configs"] = package
+    beside = str(path.resolve().parent.parent)  # a config may import its own kind
+    if beside not in sys.path:
+        sys.path.append(beside)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vicreg_jax import devices, evaluate, methods, report, train
+from vicreg_jax import devices, evaluate, files, methods, report, train
 from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.data import preparing
 from vicreg_jax.data.sources.load import load_splits
@@ -116,10 +116,10 @@ def run(config: Config | Evaluation, workdir: str | None, *, name: str) -> None:
     if config.task == "report" and not workdir:
         raise Refusal("--workdir is missing: the folder of the run to report on")
     if config.task in evaluations.TASKS:
-        trained = Path(config.checkpoint).expanduser()
+        trained = files.expanded(config.checkpoint)
         if (trained / "config.json").is_file():
             folder = trained / "eval" / name
-    folder = Path(workdir).expanduser() if workdir else folder
+    folder = files.expanded(workdir) if workdir else folder
     if config.task in evaluations.TASKS:
         judge(config, folder, name=name)
     else:

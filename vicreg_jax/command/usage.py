@@ -50,7 +50,10 @@ def sort(argv: Sequence[str]) -> Words:
         if not (no or given) and words and not re.match("--?[a-z]", words[0]):
             word = f"{word}={words.pop(0)}"
         if name:
-            changes.pop(name, None)  # the order is that of what counts
+            # A group replaces what was said of its fields; the order is what counts.
+            overruled = [x for x in changes if f"{x}.".startswith(f"{name}.")]
+            for other in overruled:
+                del changes[other]
             changes[name] = word
         else:
             config = word.partition("=")[2]
@@ -71,8 +74,10 @@ def of_recipe(recipe: recipes.Recipe) -> str:
     comments = dict(_comments(type(recipe.config)))
     listed = []
     for name, value in recipes.values(recipe.config).items():
-        value = tuple(value) if isinstance(value, list) else value
-        word = f"  --config.{name}={str(value).replace(' ', '')}"
+        text = str(tuple(value) if isinstance(value, list) else value)
+        if not isinstance(value, str):
+            text = text.replace(", ", ",").replace(": ", ":")  # one word
+        word = f"  --config.{name}={text}"
         listed.append(f"{word:44}  {comments.get(name, '')}".rstrip())
     return "\n".join([recipe.doc.rstrip(), _RECIPE, *listed])
 

@@ -200,7 +200,7 @@ def _build(kind, given, prefix, root):
     hints = typing.get_type_hints(kind)
     values = {}
     for name, value in given.items():
-        check_name(prefix + name, names(root))
+        check_name(f"{prefix}{name}", names(root))
         if name not in hints:
             raise Refusal(f"config.{prefix}{name}: give nested mappings, not dots")
         wanted = hints[name]

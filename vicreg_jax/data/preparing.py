@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -89,7 +88,7 @@ def prepare(
         quality=quality or (90 if shorter_side else 0),
         **_describe(images),
     )
-    out = Path(out).expanduser()
+    out = files.expanded(out)
     draft = out / DRAFT
     if (out / INDEX).exists():
         _refuse_others(out, read_index(str(out))["settings"], settings)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vicreg_jax import files
 from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data, Evaluation, Guard
 from vicreg_jax.data import plan
 from vicreg_jax.data.image_files import ImageFiles, read_file
@@ -186,7 +187,7 @@ def listed(names: Any, path: str) -> np.ndarray:
             with urllib.request.urlopen(path, timeout=60) as answer:
                 text = answer.read().decode()
         else:
-            text = Path(path).expanduser().read_text()
+            text = files.expanded(path).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"config.data.names: {path} cannot be read: {error}") from None
     wanted = [Path(line.strip()).name for line in text.splitlines() if line.strip()]

@@ -51,7 +51,7 @@ def write(workdir: str | os.PathLike, *, gallery: Gallery | None = None) -> Path
     drawn = {}
     for section in found.values():
         drawn |= section.get("panels", {})
-    workdir = Path(workdir).expanduser()
+    workdir = files.expanded(workdir)
     _replace_figures(workdir / "report", {name: x.png for name, x in drawn.items()})
     path = workdir / "report.html"
     # Names in JSON and of folders may have halves of characters, which UTF-8 has not.

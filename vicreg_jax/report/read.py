@@ -3,13 +3,12 @@
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from vicreg_jax import config as configs
-from vicreg_jax import methods
+from vicreg_jax import files, methods
 from vicreg_jax.config import Config
 from vicreg_jax.refusals import NotFound, Refusal, one_line
 
@@ -53,7 +52,7 @@ def read_run(workdir: str | os.PathLike) -> Record:
       NotFound: the folder holds no run.
       Refusal: its config.json cannot be read.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = files.expanded(workdir)
     path = workdir / "config.json"
     if not path.is_file():
         raise NotFound(f"{workdir} is no run: there is no config.json")

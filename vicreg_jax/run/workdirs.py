@@ -30,7 +30,7 @@ def claim(workdir: str | os.PathLike, config: Config | Evaluation) -> Path:
         raise Refusal(
             f"the workdir must be a folder, of a mounted bucket perhaps; got {whole}"
         )
-    workdir = Path(workdir).expanduser()
+    workdir = files.expanded(workdir)
     try:
         old = _config_of_run(workdir, type(config))
         workdir.mkdir(parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def write(
       NotInstalled: a format needs a package that is not installed.
       Unusable: the folder cannot be written to, or its disk is full.
     """
-    folder = Path(folder).expanduser()
+    folder = files.expanded(folder)
     _check_formats(formats, encoder.module)
     size = encoder.known_size()
     if folder.exists() and not folder.is_dir():
@@ -131,7 +131,7 @@ def agreement(
       NotFound: the folder holds no export.
       Refusal: images of another shape or dtype.
     """
-    folder = Path(folder).expanduser()
+    folder = files.expanded(folder)
     about = contents.described(folder)
     size, channels = about["image_size"], len(about["mean"])
     shape = (size, size, channels)

@@ -33,7 +33,7 @@ def push(folder: str | os.PathLike, repo_id: str, *, private: bool = True) -> st
       NotInstalled: the extra hub is not installed.
       Unusable: the Hub refused or could not be reached.
     """
-    folder = Path(folder).expanduser()
+    folder = files.expanded(folder)
     about = contents.described(folder)
     library = require("huggingface_hub", "pushing", install=INSTALL)
     if not (folder / CARD).exists():

@@ -6,7 +6,6 @@ import re
 import zipfile
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from pickle import UnpicklingError
 
 import flax.linen as nn
@@ -17,7 +16,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vicreg_jax import config as configs
-from vicreg_jax import models
+from vicreg_jax import files, models
 from vicreg_jax.models.resnet import LAYERS, STEMS
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
 from vicreg_jax.run.checkpoints import Checkpoints
@@ -61,7 +60,7 @@ def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encode
     ...     load(folder)(np.zeros([2, 8, 8, 1], np.uint8)).shape
     (2, 64)
     """
-    path = Path(path).expanduser().absolute()
+    path = files.expanded(path).absolute()
     if path.is_file():
         return _load_file(path, encoder)
     is_run = (path / "checkpoints").is_dir()

@@ -1,9 +1,8 @@
 """Arrays of an .npz file as sources; it runs no code that such a file may hold."""
 
-from pathlib import Path
-
 import numpy as np
 
+from vicreg_jax import files
 from vicreg_jax.data.source import Arrays, Splits
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line
 
@@ -21,7 +20,7 @@ def open_arrays(path: str) -> Splits:
       Unusable: it is no .npz file.
       Refusal: it lacks `images`, or has other shapes or types.
     """
-    path = Path(path).expanduser()
+    path = files.expanded(path)
     if not path.is_file():
         raise NotFound(f"data.path: there is no file {str(path)!r}")
     try:

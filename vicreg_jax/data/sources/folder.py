@@ -2,10 +2,10 @@
 
 import os
 from collections import Counter, deque
-from pathlib import Path
 
 import numpy as np
 
+from vicreg_jax import files
 from vicreg_jax.data.image_files import ImageFiles, read_file
 from vicreg_jax.refusals import NotFound, Refusal, Unusable
 
@@ -33,7 +33,7 @@ def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> Image
       Unusable: a folder in it cannot be read.
       Refusal: it holds no images.
     """
-    root = Path(root).expanduser()
+    root = files.expanded(root)
     if not root.is_dir():
         raise NotFound(f"data.path: there is no folder {str(root)!r}")
     try:

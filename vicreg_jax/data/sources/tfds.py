@@ -1,11 +1,11 @@
 """Data sets of tfds, prepared by it or here; it decodes them as all other images."""
 
-import os
 import re
 
 import numpy as np
 from absl import logging
 
+from vicreg_jax import files
 from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.source import IN_MEMORY, Arrays, Source, Splits
 from vicreg_jax.data.sources.tfrecord import (
@@ -156,7 +156,7 @@ def _builder(dataset, data_dir):
     """Returns the tfds builder of a data set that is prepared."""
     purpose = "reading data sets of tfds"
     tfds = require("tensorflow_datasets", purpose, install="vicreg_jax[data]")
-    where = dict(data_dir=os.path.expanduser(data_dir) or None)
+    where = dict(data_dir=files.folder(data_dir) if data_dir else None)
     level = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # it warns of what it does not find
     try:
