@@ -1,6 +1,7 @@
 """Recipes: those that ship, by name or path, and what a command line changes."""
 
 import json
+import sys
 from dataclasses import asdict
 
 import pytest

@@ -13,6 +13,7 @@ from vicreg_jax.data.source import Arrays
 from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import features
+from vicreg_jax.refusals import Refusal, Unusable
 from vicreg_jax.weights import Encoder
 
 DATA = Data(name="arrays", image_size=6, mean=(0.5,), std=(0.25,))
@@ -139,6 +140,30 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, variables):
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="b.png cannot be read"):
         features.encode(encoder(variables), open_folder(tmp_path))
+
+
+def test_images_of_other_channels_and_rows_that_are_none_are_refused(variables):
+    images = examples().array
+    judged = encoder(variables)
+    want = features.encode(judged, images)[[2, 0]]
+    np.testing.assert_array_equal(
+        features.encode(judged, images, rows=np.array([2, 0])), want
+    )
+    with pytest.raises(Refusal, match="takes images of 1 channel.*data have 3"):
+        features.encode(judged, np.repeat(images, 3, axis=-1))
+    for rows in ([], [True] * len(images), [0.0], [-1], [len(images)], [[0]], 0):
+        with pytest.raises(Refusal, match="expected rows as one or more integers"):
+            features.encode(judged, images, rows=np.array(rows))
+
+
+def test_a_full_disk_is_a_refusal(tmp_path, variables, monkeypatch):
+    def full(path, content):
+        raise Unusable(f"{path} cannot be written: No space left on device")
+
+    monkeypatch.setattr(features.files, "write", full)
+    monkeypatch.setattr(features.files, "write_json", lambda path, content: None)
+    with pytest.raises(Unusable, match="part-00000.npz cannot be written: No space"):
+        extract(tmp_path / "x", variables)
 
 
 def test_an_encoder_of_unknown_image_size_is_not_guessed_at(variables):

@@ -18,6 +18,7 @@ from helpers.runs import SMALL, images, state_of
 from vicreg_jax import methods, models, train
 from vicreg_jax.data import plan
 from vicreg_jax.devices import sharding
+from vicreg_jax.run import session
 from vicreg_jax.run.watchdog import Watchdog
 from vicreg_jax.train import not_finite
 
@@ -102,6 +103,36 @@ def test_too_many_in_a_row_go_back_once_then_stop_and_spare_the_checkpoint(
     again = train.run(SMALL, tmp_path, source=images(), tx=tx)  # epochs may change
     assert int(again.state.step) == 8
     chex.assert_tree_all_finite(again.state.params)
+
+
+def test_the_last_step_is_looked_at_before_it_is_saved(tmp_path):
+    tx = optax.sgd(jnp.inf)
+    limit = dict(guard=dict(skipped_steps=8, stuck_seconds=0.0))
+    with pytest.raises(FloatingPointError, match="at step 8, 8 steps in a row"):
+        train.run(SMALL | limit, tmp_path, source=images(), tx=tx)
+    assert lines(tmp_path)[-1]["step"] == 8
+
+
+def test_weights_and_biases_may_take_their_time_to_finish(tmp_path, monkeypatch):
+    dogs, paused = [], []
+
+    class Seen(Watchdog):
+        def __init__(self, *args):
+            super().__init__(*args)
+            dogs.append(self)
+
+    class Run:
+        def log(self, *args, **kwargs):
+            pass
+
+        def finish(self):
+            paused.append(dogs[0]._paused)
+
+    start = "vicreg_jax.run.metrics_file.wandb_starter"
+    monkeypatch.setattr(start, lambda project: lambda *_: Run())
+    monkeypatch.setattr(session, "Watchdog", Seen)
+    train.run(SMALL, tmp_path, source=images())
+    assert paused == [1]
 
 
 def test_without_a_checkpoint_it_stops_at_once(tmp_path):

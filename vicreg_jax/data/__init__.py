@@ -1,1 +1,1 @@
-"""Data: sources, plans, augmentation parameters, pixels, and their feed to a device."""
+"""Data: sources, plans, augmentation parameters, and pixels."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.config import Config
+from vicreg_jax.config import Config, Guard
 from vicreg_jax.data.augment import draw, on_host
 from vicreg_jax.data.source import How
 from vicreg_jax.refusals import Refusal, require
@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
-BROKEN_AT_MOST = 0.01  # share of a data set; more than that is not an accident
+# Share of a data set: more than that is not an accident.
+BROKEN_AT_MOST = Guard.broken_images
 # Pillow reads more, some by other programs: PostScript by Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 

@@ -16,6 +16,7 @@ __all__ = [
     "Source",
     "Splits",
     "as_source",
+    "check_channels",
     "count_classes",
 ]
 
@@ -185,6 +186,15 @@ def as_source(given: Any) -> Source:
         return given
     labels, classes = getattr(given, "labels", None), getattr(given, "classes", ())
     return Arrays(given, labels, classes=classes)
+
+
+def check_channels(source: Source, channels: int) -> None:
+    """Raises Refusal where an encoder of so many channels cannot see the images."""
+    if source.channels not in (None, channels):
+        raise Refusal(
+            f"the encoder takes images of {channels} channel(s); those of the data"
+            f" have {source.channels}"
+        )
 
 
 def count_classes(source: Source) -> int:

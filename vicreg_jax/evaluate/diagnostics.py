@@ -1,6 +1,6 @@
 """What the spectrum of a trained encoder's features says of them, without labels.
 
-Float64 NumPy, for looking at once; metrics.py holds what a training step can afford.
+Float64 NumPy, for looking at once; methods/health.py holds what a step can afford.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ def diagnose(
       `_correlation`: the mean absolute correlation of two dimensions, of the first
         1,024.
       `_singular_values`: of the features as they are, the largest first.
-      `_rank`: RankMe, see `effective_rank`; of all rows, where metrics.py takes 1,024.
+      `_rank`: RankMe, see `effective_rank`; of all rows, where a step takes 1,024.
       `_alpha`: see `alpha_req`; null where the spectrum ends before rank 5.
     `lidar` of the pairs, where given; and `healthy` with its `reason`, see `verdict`,
     of the embeddings if given, else of the representations.

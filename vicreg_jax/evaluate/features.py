@@ -17,9 +17,9 @@ from jax.sharding import Mesh
 from vicreg_jax import files
 from vicreg_jax.config import Data
 from vicreg_jax.data.augment import on_device
-from vicreg_jax.data.source import Source, as_source
+from vicreg_jax.data.source import Source, as_source, check_channels
 from vicreg_jax.devices import processes, sharding
-from vicreg_jax.refusals import Refusal
+from vicreg_jax.refusals import Refusal, Unusable
 from vicreg_jax.run.prefetch import Feed
 from vicreg_jax.weights import Encoder
 
@@ -70,12 +70,29 @@ def encode(
       mesh: by default over all devices.
 
     Raises:
-      Refusal: the encoder's image size is not known, or a file cannot be read.
+      Refusal: the encoder's image size is not known, images have other channels, there
+        are no such rows, or a file cannot be read.
     """
     data = Data(image_size=encoder.known_size(), mean=encoder.mean, std=encoder.std)
-    whole = Whole(as_source(images), data, rows, shorter_side)
+    source = as_source(images)
+    check_channels(source, encoder.channels)
+    whole = Whole(source, data, _checked_rows(rows, len(source)), shorter_side)
     apply = functools.partial(encoder.module.apply, train=False)
     return np.concatenate(list(stream(apply, encoder.variables, whole, mesh=mesh)))
+
+
+def _checked_rows(rows, count):
+    if rows is None:
+        return None
+    rows = np.asarray(rows)
+    whole = rows.ndim == 1 and rows.size and np.issubdtype(rows.dtype, np.integer)
+    if not (whole and 0 <= rows.min() and rows.max() < count):
+        raise Refusal(
+            f"expected rows as one or more integers from 0 to {count - 1}, [n]; got"
+            f" {rows.dtype} {list(rows.shape)}"
+            + (f" from {rows.min()} to {rows.max()}" if rows.size else "")
+        )
+    return rows
 
 
 def stream(
@@ -170,7 +187,7 @@ def parts(
                 done += len(output["representations"])
                 progress(done)
             part = _joined(outputs) | _known(whole.source, chosen)
-            with processes.all_or_none(OSError):
+            with processes.all_or_none(Unusable):
                 if lead:
                     content = io.BytesIO()
                     np.savez(content, **part)

@@ -12,7 +12,7 @@ from vicreg_jax import files
 from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data, Evaluation, Guard
 from vicreg_jax.data import plan
 from vicreg_jax.data.image_files import ImageFiles, read_file
-from vicreg_jax.data.source import Source, count_classes
+from vicreg_jax.data.source import Source, check_channels, count_classes
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate.features import Whole
 from vicreg_jax.evaluate.multilabel import read_multilabel
@@ -231,11 +231,8 @@ def _multilabel(root, split):
 def _count_classes(splits, channels):
     """Returns how many classes there are, 0 without labels, after checking splits."""
     for split in splits:
-        if split is not None and split.channels not in (None, channels):
-            raise Refusal(
-                f"the encoder takes images of {channels} channel(s); those of the data"
-                f" have {split.channels}"
-            )
+        if split is not None:
+            check_channels(split, channels)
     if splits.train.labels is None:
         return 0
     count = count_classes(splits.train)

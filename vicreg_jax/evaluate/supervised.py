@@ -77,7 +77,7 @@ def fit(
 class Supervised(Job):
     """Training with labels, built from its config; refuses what cannot work.
 
-    Args: see `fit`.
+    Args: those of `fit`: its config, encoder, variables and inputs.
 
     Attributes:
       aside: int [m], the training images that choose among a bank of heads.

@@ -93,8 +93,8 @@ def check_fit(
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise Refusal(
             f"the checkpoint {folder} is of something else: {', '.join(wrong[:3])}"
-            f"{more}; give back the encoder or optimizer that it was trained with, or"
-            " choose another --workdir"
+            f"{more}; give the encoder (encoder=) and optimizer that it was trained"
+            " with, or choose another --workdir"
         )
 
 

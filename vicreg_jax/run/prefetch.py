@@ -16,9 +16,9 @@ ADVICE = {
     "read": "put the images on a faster disk, or into fewer files (data.name=tfds)",
     "decode": "give the process more cores, or store the images smaller",
     "resize": "give the process more cores, prepare smaller images, or let an"
-    " accelerator do it (data.resize=device)",
+    " accelerator do it (in pretraining data.resize=device)",
     "colour": "give the process more cores, or let an accelerator do it"
-    " (augment.colour=device)",
+    " (in pretraining augment.colour=device)",
     "prepare": "make indexing the source faster, or pass a smaller array, which the"
     " device then holds",
     "transfer": "send less: data.resize=host where it is device, or smaller views",

@@ -138,9 +138,7 @@ class Session:
                 workdirs.write_config(workdir, job.config)
                 where = devices.environment() | {"memory_per_device": job.size}
                 files.write_json(workdir / "environment.json", where)
-            self.bar = progress.Bar(
-                total=job.total, done=self.start, silent=self.finished or not lead
-            )
+            self.bar = progress.Bar(total=job.total, done=self.start, silent=not lead)
             closing.callback(self.bar.close)
             self.watchdog = Watchdog(
                 job.config.guard.stuck_seconds,
@@ -169,17 +167,24 @@ class Session:
             config = fields.flat(self.job.config)
             wandb_run = self._start_wandb(self.workdir, config, self.bar.note)
         if wandb_run:
-            self._closing.callback(wandb_run.finish)
+            self._closing.callback(self._finish, wandb_run)
         went_back = 0
         while True:
             try:
                 return self._train(wandb_run, went_back)
             except _NotFinite as error:
-                self.checkpoints.wait()
-                found = None if went_back else self.checkpoints.restore(self.job.like)
+                with self.watchdog.paused():
+                    self.checkpoints.wait()
+                    found = None
+                    if not went_back:
+                        found = self.checkpoints.restore(self.job.like)
                 if found is None:
                     raise Diverged(str(error)) from None
                 (self.start, self.state), went_back = found, error.step
+
+    def _finish(self, wandb_run):
+        with self.watchdog.paused():  # it uploads what is left
+            wandb_run.finish()
 
     def _train(self, wandb_run, went_back):
         """Trains from `start` to the end, a signal, or numbers that go wrong."""
@@ -216,9 +221,12 @@ class Session:
                 recorder.step(step, values, outputs, found)
                 if self._one_by_one:
                     recorder.flush()
+                due = step % job.checkpoint_steps == 0 or step == job.total
+                if due:
+                    self._need_finite(state, *behind)
                 # Read once: it may arrive between two readings.
                 stopped = processes.preempted() if self._together else self._stop.signal
-                if step % job.checkpoint_steps == 0 or step == job.total or stopped:
+                if due or stopped:
                     recorder.flush()
                     with self.watchdog.paused():
                         score = (found or {}).get("knn_top1")
@@ -333,6 +341,6 @@ def out_of_memory(size: str) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise Refusal(
-            f"a device ran out of memory with {size}; lower data.batch_size, take a"
-            " narrower model.expander or encoder, or more devices"
+            f"a device ran out of memory with {size}; lower"
+            " config.data.batch_size, take a smaller network, or more devices"
         ) from error

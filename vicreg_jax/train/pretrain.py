@@ -1,7 +1,6 @@
 """Pretraining: `run` does it from a config; the loop is the session's."""
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -76,8 +75,7 @@ def run(
 
     with Session(job, workdir, start_wandb=start_wandb) as session:
         if session.finished:
-            if jax.process_index() == 0:
-                print(f"{workdir} has finished its {job.total} steps", file=sys.stderr)
+            session.bar.note(f"{workdir} has finished its {job.total} steps")
             state = session.state
         else:
             state = session.train()

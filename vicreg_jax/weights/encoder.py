@@ -93,7 +93,7 @@ class Encoder:
         if not isinstance(images, jax.Array):
             images = np.asarray(images)
         shape, dtype = images.shape, images.dtype
-        if len(shape) != 4 or shape[-1] != self.channels:
+        if len(shape) != 4 or shape[-1] != self.channels or 0 in shape[1:]:
             raise Refusal(
                 f"expected images [n, h, w, {self.channels}]; got {list(shape)}"
             )

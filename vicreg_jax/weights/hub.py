@@ -130,6 +130,6 @@ def _result(path):
     """Returns the result.json of an evaluation, or None for another's of that name."""
     try:
         found = json.loads(path.read_text())
-    except ValueError:
+    except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.keys() >= RESULT else None

@@ -60,6 +60,8 @@ def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encode
     ...     load(folder)(np.zeros([2, 8, 8, 1], np.uint8)).shape
     (2, 64)
     """
+    if files.in_bucket(path):
+        raise Refusal(f"{path} is in a bucket; copy it to a disk, or mount the bucket")
     path = files.expanded(path).absolute()
     if path.is_file():
         return _load_file(path, encoder)
