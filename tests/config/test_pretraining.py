@@ -130,11 +130,6 @@ BAD = [
     ("model.expander", [], "config.model.expander needs one value or more; got ()"),
     ("optimizer.warmup_epochs", 100, "(100) must be less than config.epochs (100)"),
     ("optimizer.momentum", 1.0, "config.optimizer.momentum must be below 1; got 1.0"),
-    (
-        "loss",
-        dict(invariance=0, variance=0, covariance=0),
-        "config.loss: all weights are zero; nothing would be learned",
-    ),
     ("data.batch_size", 1, "config.data.batch_size must be 2 or more; got 1"),
     ("data.name", "arrays", "config.data.path is empty; data.name 'arrays' needs the"),
     ("data.name", "tfrecord", "needs the TFRecord files, such as DIR/train-*, there"),

@@ -138,3 +138,15 @@ def test_bad_embeddings_are_refused():
         losses.barlow_twins(z)
     with pytest.raises(ValueError, match=r"one shape; got \(4, 3\) and \(4, 2\)"):
         losses.barlow_twins(z, z[:, :2])
+
+
+def test_a_batch_whose_square_has_more_than_32_bits():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 50_000, 3))
+    found = losses.barlow_twins(
+        jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32)
+    )
+    scaled = [(x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5) for x in (a, b)]
+    cross = scaled[0].T @ scaled[1] / 50_000
+    off = np.sum(cross**2) - np.sum(np.diag(cross) ** 2)
+    assert float(found.off_diagonal) == pytest.approx(off, rel=1e-3)

@@ -370,3 +370,10 @@ def test_one_row_in_all_is_refused_by_each_statistic():
     for statistic in (losses.variance, losses.covariance):
         with pytest.raises(ValueError, match=r"\[n >= 2, d >= 1\]; got \(1, 4\)"):
             statistic(Z[:1])
+
+
+def test_counts_beyond_32_bits_are_no_overflow():
+    for loss, shape in ((losses.vicreg, (46_341, 46_342)), (losses.vicreg, (2**31, 3))):
+        z = jax.ShapeDtypeStruct(shape, jnp.float32)
+        found = jax.eval_shape(jax.grad(lambda a, b, f=loss: f(a, b).invariance), z, z)
+        assert found.shape == shape

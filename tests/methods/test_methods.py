@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import chex
 import flax.linen as nn
@@ -15,6 +16,7 @@ from helpers.runs import SMALL, images
 
 from vicreg_jax import losses, methods, models, train
 from vicreg_jax.devices import sharding
+from vicreg_jax.refusals import Refusal
 from vicreg_jax.run.state import TrainState
 
 ENCODERS = {
@@ -233,3 +235,115 @@ def test_a_method_has_a_title_by_default_its_name():
 
     titles = [x.title for x in (methods.Vicreg, methods.BarlowTwins, Mine, Kept)]
     assert titles == ["VICReg", "Barlow Twins", "Mine", "Kept"]
+
+
+def test_a_method_of_fewer_terms_than_its_parent_trains(tmp_path):
+    class Spread(methods.Vicreg):
+        weights = {"variance": 25.0}
+
+    train.run(SMALL, tmp_path, source=images(), method=Spread)
+    for line in lines(tmp_path):
+        assert line["loss"] == pytest.approx(25 * line["variance"], rel=1e-5)
+        assert "embedding_std" in line and "covariance_over_noise" not in line
+
+
+def test_a_method_logs_what_it_wants_beside_what_every_run_logs(tmp_path):
+    class Logs(Kept):
+        def loss(self, outputs):
+            z = outputs.embeddings
+            return {"kept": jnp.mean(z**2), "unweighted": jnp.float32(7)}
+
+        def statistics(self, representation, embedding, terms):
+            return {"twice": 2 * terms["kept"]}
+
+    train.run(SMALL, tmp_path, source=images(), method=Logs)
+    for line in lines(tmp_path):
+        assert line["twice"] == pytest.approx(2 * line["kept"])
+        assert line["unweighted"] == 7 and "embedding_std" in line
+
+
+def test_batch_statistics_that_a_method_does_not_change_are_kept():
+    class Frozen(methods.Vicreg):
+        def forward(self, variables, views, *, key, capture=False):
+            outputs = self.module.apply(variables, views, train=False)
+            return methods.Outputs(*outputs), {}
+
+    method = Frozen(models.create("digits"), models.Expander((8, 8)))
+    views = jax.random.normal(jax.random.key(0), (4, 2, 8, 8, 1))
+    variables = method.init(jax.random.key(1), views)
+    params = variables.pop("params")
+    _, found = method.objective(params, variables, views, key=jax.random.key(2))
+    chex.assert_trees_all_equal(found[2], variables["batch_stats"])
+
+
+def returns(terms, **weights):
+    """A method of these weights whose loss returns these terms."""
+
+    class Made(methods.Method):
+        def loss(self, outputs):
+            return terms
+
+    Made.weights = weights
+    return Made
+
+
+ONE = np.float32(1)
+
+
+class NoLoss(methods.Method):
+    weights = {"term": 1.0}
+
+
+@pytest.mark.parametrize(
+    "method, text",
+    [
+        (returns({}), "all weights of Made are zero (it names no terms)"),
+        (returns({"a": ONE}, a=0.0, b=0.0), "all weights of Made are zero (a, b)"),
+        (returns({"a": ONE}, a=-1.0), "config.loss.a must be zero or more; got -1.0"),
+        (returns({"a": ONE}, a=jnp.nan), "config.loss.a must be zero or more; got nan"),
+        (NoLoss, "NoLoss has no loss(outputs); write one"),
+        (returns({"a": ONE}, a=1.0, b=1.0), "returns a; it lacks b, which has a wei"),
+        (returns({}, a=1.0), "Made.loss returns nothing; it lacks a"),
+        (returns(ONE, a=1.0), "returns a float32; expected a dict of the terms a"),
+        (returns(None, a=1.0), "returns a NoneType; expected a dict of the terms a"),
+        (
+            returns({"a": np.ones(3, np.float32)}, a=1.0),
+            "a float scalar; it is float32 [",
+        ),
+        (returns({"a": np.int32(1)}, a=1.0), "a float scalar; it is int32 []"),
+        (returns({"loss": ONE}, loss=1.0), "rename loss, which is logged already"),
+        (returns({"a": ONE, "grad_norm": ONE}, a=1.0), "rename grad_norm, which is lo"),
+        ("vicreg", "method='vicreg' makes no method; expected a subclass of methods.M"),
+        (Kept(Masks(), models.Expander((4,))), "makes no method; expected a subclass"),
+        (lambda encoder: None, "makes no method; expected a subclass"),
+        (lambda encoder, expander, weights: None, "makes no method; expected a subcla"),
+    ],
+)
+def test_a_method_that_cannot_train_is_refused(method, text, tmp_path):
+    with pytest.raises(Refusal, match=re.escape(text)) as caught:
+        train.run(SMALL, tmp_path / "run", source=images(), method=method)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        (dict(encoder="resnet18"), "encoder='resnet18' is no Linen module; give an o"),
+        (dict(encoder=models.Expander), "is no Linen module; give an object such as"),
+        (dict(tx=optax.adam), "is no optax transformation; give one such as optax.ad"),
+        (dict(tx=0.1), "tx=0.1 is no optax transformation"),
+    ],
+)
+def test_what_is_no_encoder_and_no_optimizer_is_refused(given, text, tmp_path):
+    with pytest.raises(Refusal, match=re.escape(text)):
+        train.run(SMALL, tmp_path / "run", source=images(), **given)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "weights, total", [(dict(covariance=0.0), 2), (dict(invariance=0.0), 2)]
+)
+def test_one_weight_of_zero_leaves_the_others(weights, total):
+    method = methods.Vicreg(models.create("digits"), models.Expander((8, 8)), weights)
+    assert sum(weight > 0 for weight in method.weights.values()) == total

@@ -181,6 +181,84 @@ def test_one_bad_image_is_told_from_the_rest_of_its_batch():
     assert found.startswith("layer encoder/conv1, view 2, batch positions 7")
 
 
+class Odd(nn.Module):
+    """Layers that are called twice for a view, or return a scalar or integers."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        layer = nn.Dense(4, name="twice")
+        y = layer(x.reshape(len(x), -1)[:, :4])
+        y = y + layer(y) * Scalar(name="scalar")(x)
+        return y + Rows(name="rows")(x)[:, None].astype(jnp.float32)
+
+
+class Scalar(nn.Module):
+    scale: float = 1.0
+
+    def __call__(self, x):
+        return self.scale * jnp.max(x)
+
+
+class Rows(nn.Module):
+    def __call__(self, x):
+        return jnp.arange(len(x))
+
+
+@pytest.mark.parametrize(
+    "value, found",
+    [
+        (1e37, "layer encoder/twice, batch positions 3"),
+        (jnp.inf, "pixels of view 2, batch positions 3"),
+    ],
+)
+def test_layers_of_the_users_own_are_named_as_far_as_they_tell(value, found):
+    method = methods.Vicreg(Odd(), models.Expander((8, 4)))
+    views = jax.random.normal(jax.random.key(0), (4, 2, 8, 8, 1))
+    others = method.init(jax.random.key(1), views)
+    params = others.pop("params")
+    params["encoder"]["twice"]["kernel"] = jnp.full((4, 4), 100.0)
+    views = views.at[3, 1].set(value)
+    assert not_finite.explain(method, params, others, views) == found
+
+
+def test_a_scalar_that_is_not_finite_is_named_by_its_layer():
+    class Own(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return x.reshape(len(x), -1)[:, :4] + Scalar(jnp.inf, name="scalar")(x)
+
+    method = methods.Vicreg(Own(), models.Expander((8, 4)))
+    views = jax.random.normal(jax.random.key(0), (4, 2, 8, 8, 1))
+    others = method.init(jax.random.key(1), views)
+    params = others.pop("params")
+    found = not_finite.explain(method, params, others, views)
+    assert found == "layer encoder/scalar, view 1"
+
+
+def test_a_method_that_captures_nothing_is_judged_by_its_terms(tmp_path):
+    class Plain(methods.Vicreg):
+        def forward(self, variables, views, *, key, capture=False):
+            return super().forward(variables, views, key=key)
+
+        def loss(self, outputs):
+            found = super().loss(outputs)
+            return found | {"invariance": jnp.inf * found["invariance"]}
+
+    method = Plain(METHOD.encoder, METHOD.module.expander)
+    params, others = variables()
+    found = not_finite.explain(method, params, others, batches(1)[0])
+    assert found == "term invariance (inf) of the loss"
+
+
+def test_whatever_an_explanation_meets_the_run_ends_by_what_it_is_about(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(not_finite, "explain", lambda *_: {}["lost"])
+    tx = optax.sgd(jnp.inf)
+    with pytest.raises(FloatingPointError, match="is not known .KeyError: 'lost'.; /"):
+        train.run(SMALL | GUARD, tmp_path, source=images(), tx=tx)
+
+
 def test_what_never_beats_again_is_ended_with_its_stacks(tmp_path):
     code = """if True:
         import sys, time

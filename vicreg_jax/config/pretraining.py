@@ -235,8 +235,6 @@ class Config(Settings):
                 f" config.epochs ({self.epochs}); add"
                 f" --config.optimizer.warmup_epochs={shorter}"
             )
-        if self.loss and not any(self.loss.values()):
-            yield "config.loss: all weights are zero; nothing would be learned"
         if name in NEEDS_PATH and not data.path:
             yield (
                 f"config.data.path is empty; data.name {name!r} needs"

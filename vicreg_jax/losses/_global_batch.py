@@ -70,16 +70,19 @@ def over_devices(x, axis_name):
 
 
 def count(z, where, axis_name):
-    """Returns the number of rows of the global batch that count."""
+    """Returns the number of rows of the global batch that count, a float.
+
+    An integer of Python's would be one of 32 bits, which its square may not fit.
+    """
     if where is None:
-        return z.shape[0] * device_count(axis_name)
+        return float(z.shape[0] * device_count(axis_name))
     n = over_devices(jnp.sum(where, dtype=z.dtype), axis_name)
     return jnp.maximum(n, 1)
 
 
 def degrees(n):
     """Returns n - 1, at least one, so that a fully masked batch stays finite."""
-    return n - 1 if isinstance(n, int) else jnp.maximum(n - 1, 1)
+    return n - 1 if isinstance(n, float) else jnp.maximum(n - 1, 1)
 
 
 def centred(z, where, axis_name):

@@ -1,5 +1,6 @@
 """The shape of a method: what a pretraining step needs to know of what it trains."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,6 +13,9 @@ from vicreg_jax.methods import health
 from vicreg_jax.refusals import Refusal
 
 __all__ = ["Method", "Outputs"]
+
+# What a step logs beside the terms.
+TAKEN = ("step", "loss", "grad_norm", "skipped_in_a_row", "skipped_steps")
 
 
 class Outputs(NamedTuple):
@@ -35,7 +39,8 @@ class Method:
       weights: of some terms, instead of the published ones.
 
     Raises:
-      Refusal: a weight for a term that the method does not have.
+      Refusal: a weight is negative or for a term that the method does not have, or all
+        of them are zero.
     """
 
     # By default the name of the class.
@@ -64,9 +69,19 @@ class Method:
         if unknown:
             raise Refusal(
                 f"config.loss.{unknown[0]} is not a term of {cls.__name__}; it has"
-                f" {', '.join(cls.weights)}"
+                f" {', '.join(cls.weights) or 'none: name them in its `weights`'}"
             )
-        return {**cls.weights, **given}
+        weights = {**cls.weights, **given}
+        for name, weight in weights.items():
+            if not 0 <= weight < math.inf:
+                raise Refusal(f"config.loss.{name} must be zero or more; got {weight}")
+        if not any(weights.values()):
+            raise Refusal(
+                f"config.loss: all weights of {cls.__name__} are zero"
+                f" ({', '.join(weights) or 'it names no terms'}); nothing would be"
+                " learned"
+            )
+        return weights
 
     def init(self, key: jax.Array, views: jax.Array) -> dict[str, Any]:
         """Returns the variables of step 0: "params", "batch_stats", perhaps "target".
@@ -104,8 +119,11 @@ class Method:
         return Outputs(*outputs), kept
 
     def loss(self, outputs: Outputs) -> dict[str, jax.Array]:
-        """Returns the unweighted terms by name: scalars of the global batch."""
-        raise NotImplementedError
+        """Returns the unweighted terms by name: scalars of the global batch.
+
+        Those without a weight are logged, and no part of the sum.
+        """
+        raise Refusal(f"{type(self).__name__} has no loss(outputs); write one")
 
     def objective(
         self,
@@ -126,9 +144,35 @@ class Method:
         """
         variables = {"params": params, **others}
         outputs, kept = self.forward(variables, views, key=key)
-        terms = self.loss(outputs)
+        terms = self._checked(self.loss(outputs))
         total = sum(self.weights[name] * terms[name] for name in self.weights)
-        return total, (terms, outputs, kept.get("batch_stats", {}))
+        batch_stats = kept.get("batch_stats", others.get("batch_stats", {}))
+        return total, (terms, outputs, batch_stats)
+
+    def _checked(self, terms):
+        name = type(self).__name__
+        if not isinstance(terms, Mapping):
+            raise Refusal(
+                f"{name}.loss returns a {type(terms).__name__}; expected a dict of the"
+                f" terms {', '.join(self.weights)}"
+            )
+        lacking = [term for term in self.weights if term not in terms]
+        taken = [term for term in terms if term in TAKEN]
+        if lacking or taken:
+            raise Refusal(
+                f"{name}.loss returns {', '.join(terms) or 'nothing'}; "
+                + (f"it lacks {lacking[0]}" if lacking else f"rename {taken[0]}, which")
+                + (", which has a weight" if lacking else " is logged already")
+            )
+        for term, value in terms.items():
+            if jnp.shape(value) or not jnp.issubdtype(
+                jnp.result_type(value), jnp.floating
+            ):
+                raise Refusal(
+                    f"the term {term} of {name}.loss must be a float scalar; it is"
+                    f" {jnp.result_type(value)} {list(jnp.shape(value))}"
+                )
+        return dict(terms)
 
     def after_step(self, target: Any, params: Any, step: jax.Array) -> Any:
         """Returns the target after a step, such as a moving average of parameters.
@@ -146,14 +190,14 @@ class Method:
         embedding: jax.Array,
         terms: Mapping[str, jax.Array],
     ) -> dict[str, jax.Array]:
-        """Returns scalars to be logged beside the terms.
+        """Returns scalars to be logged beside the terms and `health.statistics`.
 
         Args:
           representation, embedding: of the first view, [n, f] and [n, d].
-          terms: the unweighted ones.
+          terms: the unweighted ones that have a weight.
         """
-        del terms
-        return health.statistics(representation, embedding)
+        del representation, embedding, terms
+        return {}
 
     @classmethod
     def health(

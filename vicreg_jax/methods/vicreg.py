@@ -20,14 +20,17 @@ class Vicreg(Method):
         return vars(losses.vicreg(*self.views_of(outputs)))
 
     def statistics(self, representation, embedding, terms):
+        if "covariance" not in terms:
+            return {}
         n, d = embedding.shape
         floor = 2 * max(d - 1, 1) / (n - 1)  # of two uncorrelated views
-        found = super().statistics(representation, embedding, terms)
-        return found | {"covariance_over_noise": terms["covariance"] / floor}
+        return {"covariance_over_noise": terms["covariance"] / floor}
 
     @classmethod
     def health(cls, start, now, weights):
-        invariance, variance = weights["invariance"], weights["variance"]
+        invariance, variance = (
+            weights.get(name, 0.0) for name in ("invariance", "variance")
+        )
         # Half of the start is usual during warm-up, but not if nothing pulls upwards.
         share = 0.25 if variance else 0.8
         if not variance:

@@ -1,5 +1,7 @@
 """From a config to the parts of a run; refuses what cannot work before it compiles."""
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,7 @@ from vicreg_jax.weights.contents import part
 
 __all__ = [
     "check_encoder",
+    "check_loss",
     "encoder_variables",
     "images",
     "initializer",
@@ -73,15 +76,52 @@ def method(
     Args:
       encoder: instead of config.model.encoder.
       made: instead of config.method: (encoder, expander, weights) -> method.
+
+    Raises:
+      Refusal: what is given is no encoder, or makes no method.
     """
     dtype = jnp.dtype(config.model.dtype)
     if encoder is None:
         encoder = models.create(**config.model.spec())
+    if not isinstance(encoder, nn.Module):
+        raise Refusal(
+            f"encoder={encoder!r} is no Linen module; give an object such as"
+            " models.create('resnet18'), or a name as config.model.encoder"
+        )
     expander = models.Expander(
         config.model.expander, bias=config.model.expander_bias, dtype=dtype
     )
+    parts = encoder, expander, config.loss
     made = made or methods.named(config.method)
-    return made(encoder, expander, config.loss)
+    found = made(*parts) if _takes(made, parts) else None
+    if not isinstance(found, Method):
+        raise Refusal(
+            f"method={made!r} makes no method; expected a subclass of methods.Method,"
+            " or a function (encoder, expander, weights) that returns such an object,"
+            " or a name as config.method"
+        )
+    return found
+
+
+def _takes(function, arguments):
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:  # no function, or of other arguments
+        return False
+    return True
+
+
+def check_loss(method: Method, state: TrainState, config: Config) -> None:
+    """Raises Refusal where the terms of a method are not what a step can add up.
+
+    Args:
+      state: shapes suffice.
+    """
+    size, channels = config.data.image_size, len(config.data.mean)
+    shape = (config.data.batch_size, config.data.views, size, size, channels)
+    views = jax.ShapeDtypeStruct(shape, jnp.float32)
+    objective = functools.partial(method.objective, key=jax.random.key(0))
+    jax.eval_shape(objective, state.params, state.others(), views)
 
 
 def names(method: Method, given: Callable[..., Method] | None) -> dict[str, Any]:

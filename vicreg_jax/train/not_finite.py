@@ -1,5 +1,6 @@
 """Where numbers stop being finite: layer, rows, terms, gradients; it mends nothing."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,13 +25,14 @@ def explain(
       views: [n, v, h, w, c].
     """
     key = jax.random.key(0)
-    found = _rows(views)
+    rows = functools.partial(_rows, shape=views.shape[:2])
+    found = rows(views)
     if found:
         return f"pixels of {found}"
     variables = {"params": params, **others}
     outputs, kept = method.forward(variables, views, key=key, capture=True)
-    for layer, value, view in _in_order(kept["intermediates"]):
-        found = _rows(value, view)
+    for layer, value, view in _in_order(kept.get("intermediates", {}), views.shape[1]):
+        found = rows(value, view)
         if found:
             return f"layer {layer}, {found}"
     terms = {name: float(x) for name, x in method.loss(outputs).items()}
@@ -49,33 +51,42 @@ def explain(
     return "the update, or a norm: loss and gradient of this batch are finite"
 
 
-def _in_order(tree, path=()):
+def _in_order(tree, views, path=()):
     """Yields (name, output, view) of layers, about in the order of the computation.
 
-    The view is None where the output is that of all views, [n, v, ...].
+    The view is None where the calls of a layer are not one for each view.
     """
     for name, value in tree.items():
-        if name == "__call__":  # a tuple of one call, or of one for each view
-            for view, output in enumerate(value):
+        if name == "__call__":  # a tuple of the calls
+            for call, output in enumerate(value):
                 for leaf in jax.tree.leaves(output):
-                    yield "/".join(path) or "model", leaf, view if value[1:] else None
+                    view = call if len(value) == views else None
+                    yield "/".join(path) or "model", leaf, view
         elif isinstance(value, Mapping):
-            yield from _in_order(value, (*path, name))
+            yield from _in_order(value, views, (*path, name))
 
 
-def _rows(x, view=None):
+def _rows(x, view=None, *, shape):
     """Returns in words which view and rows of x are not finite, "" where all are.
 
     Args:
-      x: [n, v, ...] of all views, or [n, ...] of the one given.
+      x: of any shape; where it is that of all views, [n, v, ...], or of one, [n, ...],
+        the words say so.
+      view: of x, where it is known.
+      shape: (n, v).
     """
-    x = x.reshape(*x.shape[:2], -1) if view is None else x.reshape(len(x), 1, -1)
-    bad = ~np.asarray(jnp.all(jnp.isfinite(x), axis=2))  # [n, v]
+    bad = ~np.asarray(jnp.isfinite(x))
     if not bad.any():
         return ""
-    first = np.flatnonzero(bad.any(axis=0))[0]
-    rows = _few(np.flatnonzero(bad[:, first]).tolist())
-    return f"view {(view or first) + 1}, batch positions {rows}"
+    if view is None and bad.shape[:2] == shape:
+        bad = bad.reshape(*shape, -1).any(axis=2)
+        view = np.flatnonzero(bad.any(axis=0))[0]
+        bad = bad[:, view]
+    words = [] if view is None else [f"view {view + 1}"]
+    if bad.shape[:1] == shape[:1]:
+        rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
+        words.append(f"batch positions {_few(rows.tolist())}")
+    return ", ".join(words) or f"of shape {list(bad.shape)}"
 
 
 def _good(x):

@@ -15,8 +15,8 @@ from vicreg_jax import devices
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches
 from vicreg_jax.devices import sharding
-from vicreg_jax.methods import Method
-from vicreg_jax.refusals import Refusal
+from vicreg_jax.methods import Method, health
+from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.run import metrics_file, workdirs
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.run.state import TrainState
@@ -99,7 +99,7 @@ class Pretraining(Job):
         self._set_data(source)
         self._set_watchers(width)
         self._set_steps(tx)
-        self._statistics = jax.jit(self.method.statistics)
+        self._statistics = jax.jit(self._all_statistics)
         self._healthy = True
 
     def _set_data(self, source):
@@ -136,6 +136,11 @@ class Pretraining(Job):
         self._schedule = None
         if tx is None:
             self._schedule, tx = build.optimizer(config, self.epoch)
+        elif not isinstance(tx, optax.GradientTransformation):
+            raise Refusal(
+                f"tx={tx!r} is no optax transformation; give one such as"
+                " optax.adam(1e-3)"
+            )
         init = build.initializer(self.method, tx, config)
         places = sharding.whole(mesh)
         if config.optimizer.sharded:
@@ -144,6 +149,7 @@ class Pretraining(Job):
         self.like = jax.eval_shape(self._init)
         if self._probe:
             self.like = self.like.replace(probe=self._probe.like)
+        build.check_loss(self.method, self.like, config)
         need = memory_estimate.estimate(
             self.method, self.like, config, mesh.size, canvas=self._batches.canvas
         )
@@ -203,6 +209,10 @@ class Pretraining(Job):
             found["learning_rate"] = self._schedule(step - 1)
         return found
 
+    def _all_statistics(self, representation, embedding, terms):
+        outputs = representation, embedding
+        return health.statistics(*outputs) | self.method.statistics(*outputs, terms)
+
     def judge(self, state, note):
         try:
             return self._neighbours(build.encoder_variables(state))
@@ -235,8 +245,14 @@ class Pretraining(Job):
         indices = self._planner(step - 1).indices
         np.savez(path, indices=indices, images=np.asarray(batch.images), **parameters)
         views = self._batches.render(self._batches.resident(), batch)
-        where = not_finite.explain(self.method, state.params, state.others(), views)
-        return f"; first in {where}; {path} has the batch"
+        variables = state.params, state.others()
+        try:
+            where = f"first in {not_finite.explain(self.method, *variables, views)}"
+        except (
+            Exception
+        ) as error:  # in a method of the user's own; that is not the news
+            where = f"where is not known ({type(error).__name__}: {one_line(error)})"
+        return f"; {where}; {path} has the batch"
 
 
 def untrained(config: Config) -> Encoder:
