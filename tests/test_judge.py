@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import pages
 from helpers.paths import ROOT
 from helpers.processes import DIGITS, TINY, main
 from helpers.records import lines
@@ -165,8 +166,8 @@ def test_a_report_has_the_run_and_its_evaluations(run, tmp_path):
     (tmp_path / "run/eval/x").mkdir(parents=True, exist_ok=True)
     (tmp_path / "run/eval/x/result.json").write_text(
         json.dumps(
-            dict(task="knn", name="mine", checkpoint="run", data="digits", tested=360)
-            | dict(results={"7-NN top-1": 91.25}, published={}, notes=[])
+            pages.result(name="mine", data="digits", tested=360, published={})
+            | dict(results={"7-NN top-1": 91.25})
         )
     )
     done = main(f"--config={ROOT}/configs/report.py", f"--workdir={tmp_path / 'run'}")

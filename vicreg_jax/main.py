@@ -1,5 +1,6 @@
 """The command line: flags in, task out; a refusal is one line."""
 
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -59,6 +60,8 @@ def run(recipe: recipes.Recipe) -> None:
 
 def console() -> None:
     """Runs the program; a refusal is one line on standard error and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # ASCII has no ±
     try:
         words = usage.sort(sys.argv[1:])
         asked = {"--help", "-help", "-h"} & set(words.rest)

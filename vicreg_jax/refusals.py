@@ -14,6 +14,7 @@ __all__ = [
     "Refusal",
     "Unusable",
     "one_line",
+    "printable",
     "require",
 ]
 
@@ -21,8 +22,12 @@ __all__ = [
 class Refusal(ValueError):
     """Bad input: the message says what was found, what was expected and what to do.
 
-    The kinds below are also the built-in errors that a caller in Python expects.
+    It is one line, whatever the names of files in it. The kinds below are also the
+    built-in errors that a caller in Python expects.
     """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class NotFound(Refusal, FileNotFoundError):
@@ -65,3 +70,13 @@ def require(module: str, purpose: str, *, install: str) -> ModuleType:
 def one_line(error: BaseException, most: int = 300) -> str:
     """Returns what an error says in one short line; its kind if it says nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Returns a text with escapes for what is no part of a line: a newline as \\n.
+
+    Names of files may have any bytes; those that are no UTF-8 become \\udc80 or so.
+    """
+    return "".join(
+        x if x.isprintable() else x.encode("unicode_escape").decode() for x in text
+    )

@@ -27,6 +27,7 @@ from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.data.sources.prepared import verify
 from vicreg_jax.data.sources.tfrecord import Records
+from vicreg_jax.files import places
 
 pytest.importorskip("array_record.python.array_record_module")
 
@@ -42,9 +43,9 @@ def server():
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
         patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", url)
         patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # looks for no other
-        files._bucket.cache_clear()
+        places._bucket.cache_clear()
         yield server
-        files._bucket.cache_clear()
+        places._bucket.cache_clear()
     # It goes on to the end, as a client would else ask it for a quarter of an hour.
 
 
@@ -106,10 +107,10 @@ def load(kind, path=None, **more):
 @pytest.fixture
 def once(monkeypatch):
     """One retry alone, as eight take a minute and a half."""
-    monkeypatch.setattr(files, "RETRIES", dict(max_retries=1, initial_delay="0.01s"))
-    files._bucket.cache_clear()
+    monkeypatch.setattr(places, "RETRIES", dict(max_retries=1, initial_delay="0.01s"))
+    places._bucket.cache_clear()
     yield
-    files._bucket.cache_clear()
+    places._bucket.cache_clear()
 
 
 @contextmanager

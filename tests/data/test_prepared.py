@@ -94,6 +94,36 @@ def test_the_index_tells_the_sizes_and_checksums_of_the_files(out):
         assert (file["bytes"], file["crc32"]) == (len(data), zlib.crc32(data))
 
 
+def test_an_index_that_was_changed_is_refused_with_and_without_a_checksum(out):
+    path = out / "index.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"examples": 5}))
+    with refused(Unusable, "index.json is damaged: its checksum is wrong"):
+        open_prepared(out)
+    assert held.pop("checksum")
+    path.write_text(json.dumps(held))
+    assert len(open_prepared(out)) == 8  # of an earlier version
+    for change in (
+        {"examples": 5},
+        {"examples": 8.0},
+        {"files": []},
+        {"files": [3]},
+        {"files": [file | {"file": "../a"} for file in held["files"]]},
+        {"files": [file | {"bytes": "9"} for file in held["files"]]},
+        {"classes": [1, 2]},
+        {"settings": None},
+    ):
+        path.write_text(json.dumps(held | change))
+        with refused(Unusable, "index.json is damaged: (examples|files|classes|set)"):
+            open_prepared(out)
+
+
+def test_fewer_images_than_files_make_fewer_files(root, tmp_path):
+    prepare(open_folder(root), tmp_path / "out", shards=64)
+    assert len(list(tmp_path.glob("out/*.array_record"))) == 8
+    assert len(open_prepared(tmp_path / "out")) == 8
+
+
 def test_what_is_read_is_what_was_written(root, out):
     source, images = open_folder(root), open_prepared(out)
     assert len(images) == 8 and images.classes == ["a", "b"]
@@ -297,8 +327,8 @@ def test_other_settings_or_images_are_refused(root, tmp_path, at):
 
 def test_settings_out_of_range_and_other_folders_are_refused(root, tmp_path):
     images = open_folder(root)
-    for change in (dict(shards=9), dict(shorter_side=-1), dict(quality=101)):
-        with refused(ValueError, r"expected 1 to 8 shards .*, shorter_side >= 0 and q"):
+    for change in (dict(shards=0), dict(shorter_side=-1), dict(quality=101)):
+        with refused(ValueError, r"expected shards >= 1, shorter_side >= 0 and qualit"):
             prepare(images, tmp_path / "out", **dict(shards=2) | change)
     for used in (root, Path(images.names[0])):
         with refused(ValueError, "holds other things; name an empty or a new folder"):
@@ -382,7 +412,7 @@ DAMAGE = {  # of a file, None for removing it: what is said of it
     (FILE, None): (FileNotFoundError, f"{FILE} is missing"),
     ("labels.npy", b"0" * 160): (ValueError, "labels.npy is damaged: its checksum"),
     ("index.json", b'{"format": 2}'): (ValueError, "expected format 1, got 2"),
-    ("index.json", b"{"): (ValueError, "index.json is damaged: JSONDecodeError"),
+    ("index.json", b"{"): (ValueError, "index.json is damaged: Expecting property"),
     ("index.json", None): (FileNotFoundError, "out is not prepared: it has no index"),
 }
 

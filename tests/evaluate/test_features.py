@@ -157,11 +157,10 @@ def test_images_of_other_channels_and_rows_that_are_none_are_refused(variables):
 
 
 def test_a_full_disk_is_a_refusal(tmp_path, variables, monkeypatch):
-    def full(path, content):
+    def full(path, arrays):
         raise Unusable(f"{path} cannot be written: No space left on device")
 
-    monkeypatch.setattr(features.files, "write", full)
-    monkeypatch.setattr(features.files, "write_json", lambda path, content: None)
+    monkeypatch.setattr(features.files, "write_npz", full)
     with pytest.raises(Unusable, match="part-00000.npz cannot be written: No space"):
         extract(tmp_path / "x", variables)
 

@@ -188,7 +188,7 @@ def test_refusals(tmp_path):
         (
             dict(name="folder", path=train, test_path=other),
             None,
-            f"{other} has 2 classes, {train} has 2; expected the same (not in both: b",
+            f"{other} has 2 classes, {train} has 2 classes; expected the same (not in",
         ),
         (dict(name="digits", names="x.txt"), RUN, "names is for image files; arrays"),
     ]

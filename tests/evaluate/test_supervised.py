@@ -276,6 +276,10 @@ def test_the_maximum_over_epochs_is_that_of_the_chosen_head(trained, data, tmp_p
     every = [line["test_top1_0"] for line in lines if "test_top1_0" in line]
     assert len(every) == 3 and outcome.maximum[0] == max(every)
     assert every[-1] == outcome.test[0, 0]
+    # Of a finished one it is read again; a damaged line may have had it.
+    (tmp_path / "run" / "metrics.jsonl").write_text(text.replace("test_top1", "tes", 1))
+    again = fit(protocol(data, head=options), trained, tmp_path / "run")
+    assert again.maximum is None and again.test[0, 0] == every[-1]
 
 
 def test_an_image_that_was_replaced_has_the_label_of_its_substitute(tmp_path):

@@ -12,6 +12,7 @@ from helpers.processes import environment
 from helpers.records import lines, without_times
 
 import vicreg_jax
+from vicreg_jax.run import result_file
 
 ARCHIVE = GOLDEN / "run_5c53f51.tar.xz"
 CHANGES = (
@@ -87,7 +88,7 @@ def test_old_evaluations_are_shown_continued_and_reported(folder):
 
     _, err = end(linear)
     assert f"continuing {run}/eval/linear at step 11 of 22" in err
-    made = json.loads((run / "eval" / "linear" / "result.json").read_text())
+    made = result_file.read(run / "eval" / "linear")
     wanted = json.loads((folder / "linear_result.json").read_text())
     assert made == wanted | {"checkpoint": str(run)}
     wanted = parsed(folder / "linear_metrics.jsonl")

@@ -1,5 +1,6 @@
 """The folder of a run: damage and disks that do not take it, each in one line."""
 
+import dataclasses
 import json
 import os
 from types import SimpleNamespace
@@ -26,6 +27,8 @@ def test_a_run_is_continued_with_its_own_config_only(run):
     other = config.parse(dict(epochs=2, seed=1, optimizer=dict(warmup_epochs=1)))
     with pytest.raises(Refusal, match="holds another run: seed was 0, is 1. Choose"):
         workdirs.claim(run, other)
+    moved = dataclasses.replace(CONFIG, data=config.Data(path="elsewhere"))
+    assert workdirs.claim(run, moved) == run  # a path is no property of a run
     (run / "config.json").unlink()
     with pytest.raises(Unusable, match="holds a run, but its config.json is missing"):
         workdirs.claim(run, other)
@@ -37,7 +40,7 @@ def test_a_run_is_continued_with_its_own_config_only(run):
 )
 def test_a_damaged_config_is_named(damage, run):
     (run / "config.json").write_bytes(damage)
-    with pytest.raises(Unusable, match="config.json cannot be read: .") as refusal:
+    with pytest.raises(Unusable, match="config.json(:| is damaged:) .") as refusal:
         workdirs.claim(run, CONFIG)
     assert "\n" not in str(refusal.value)
 

@@ -14,7 +14,7 @@ import pytest
 from helpers.exports import MEAN, STD, digits, encoder, images, written
 from helpers.torch_files import NO_TORCH
 
-from vicreg_jax import config, models
+from vicreg_jax import config, files, models
 from vicreg_jax.weights import export, loading
 
 
@@ -88,8 +88,9 @@ def test_a_config_of_another_version_does_not_bar_the_weights(tmp_path):
     given = digits()
     written(given, tmp_path, "safetensors", size=8)
     about = json.loads((tmp_path / "encoder.json").read_text())
+    assert about.pop("checksum")
     about["config"] = {"a_field_of_the_future": 1}
-    (tmp_path / "encoder.json").write_text(json.dumps(about))
+    files.write_json(tmp_path / "encoder.json", files.sealed(about))
     loaded = loading.load(tmp_path)
     assert loaded.config is None
     chex.assert_trees_all_equal(loaded.variables, given.variables)
@@ -99,6 +100,7 @@ def test_the_module_is_read_as_an_earlier_version_wrote_it(tmp_path):
     given = digits()
     written(given, tmp_path, "safetensors", size=8)
     about = json.loads((tmp_path / "encoder.json").read_text())
+    assert about.pop("checksum")  # which it had not
     about["module"] = {"name": "digits", "width": 1, "stem": "imagenet"}
     about["module"]["dtype"] = "float32"
     (tmp_path / "encoder.json").write_text(json.dumps(about))
@@ -117,12 +119,16 @@ def test_a_file_that_is_not_the_one_described_is_refused(tmp_path):
 def test_a_description_of_another_format_is_refused(tmp_path):
     written(digits(), tmp_path, "safetensors", size=8)
     path = tmp_path / "encoder.json"
-    about = json.loads(path.read_text())
-    path.write_text(json.dumps(about | {"format": "vicreg_jax encoder 2"}))
+    about = json.loads(path.read_text()) | {"format": "vicreg_jax encoder 2"}
+    path.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="encoder.json is damaged: its checksum is wr"):
+        loading.load(tmp_path)
+    del about["checksum"]
+    path.write_text(json.dumps(about))
     with pytest.raises(ValueError, match="format 'vicreg_jax encoder 2'; this version"):
         loading.load(tmp_path)
     path.write_text("{")
-    with pytest.raises(ValueError, match="encoder.json is no JSON"):
+    with pytest.raises(ValueError, match="encoder.json is damaged: Expecting property"):
         loading.load(tmp_path)
 
 

@@ -44,6 +44,8 @@ RESULT = {
     "tested": 3925,
     "results": {"20-NN top-1": 84.512, "top-1": 80.0},
     "published": {"20-NN top-1": 64.5},
+    "step": 12,
+    "notes": [],
 }
 
 

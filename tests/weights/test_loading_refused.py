@@ -236,6 +236,7 @@ def test_odd_and_missing_fields_of_an_export_are_refused(tmp_path, field):
     export.write(Encoder(module, variables, **how), tmp_path, formats=["safetensors"])
     path = tmp_path / "encoder.json"
     about = json.loads(path.read_text())
+    assert about.pop("checksum")  # those of old have none
     contents = [about | {field: value} for value in ODD[field]]
     contents.append({name: value for name, value in about.items() if name != field})
     for content in contents:
@@ -249,9 +250,7 @@ def test_a_damaged_config_of_a_run_is_named(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for content in (b'{"epochs"', b"\xff\xfe{}", b"[]", b'{"epochs": "x"}', b"null"):
         (tmp_path / "config.json").write_bytes(content)
-        with pytest.raises(
-            Refusal, match="config.json is no config of a run: "
-        ) as error:
+        with pytest.raises(Refusal, match="config.json(:| is damaged:) .") as error:
             loading.load(tmp_path)
         assert "\n" not in str(error.value)
 

@@ -55,6 +55,7 @@ def between(least: float, most: float) -> Limit:
     return Limit(lambda x: least <= x <= most, f"must be between {least} and {most}")
 
 
+LARGEST = 2**53  # of integers; a float has their every digit
 T = TypeVar("T")
 # None of these holds for nan, or for what is infinite.
 Positive = Annotated[T, Limit(lambda x: 0 < x < math.inf, "must be positive")]
@@ -230,7 +231,11 @@ def _converted(wanted, value, name):
         kind = type(typing.get_args(kind)[0]) if typing.get_args(kind) else kind
         expected = f"tuple of {kind.__name__}"
     elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < LARGEST else math.copysign(math.inf, value)
     elif isinstance(value, bool) == (kind is bool) and isinstance(value, kind):
+        if kind is int and abs(value) >= LARGEST:
+            raise Refusal(f"config.{name} must be between -{LARGEST} and {LARGEST}")
+        if kind is str and "\0" in value:  # no path and no name has it
+            raise Refusal(f"config.{name} has a null byte: {value!r}")
         return value
     raise Refusal(f"config.{name} is of type {expected}; got {value!r}")

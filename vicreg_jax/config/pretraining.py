@@ -198,6 +198,7 @@ class Config(Settings):
     # May differ when a run is continued; anything else would make it another run.
     CHANGEABLE = (
         "epochs",
+        "data.path",  # of the same images: they are compared
         "every.",
         "guard.",
         "prepare.",

@@ -7,7 +7,6 @@ torchvision's crops are made of. Colours are left to the device, or to `on_host`
 import io
 import os
 import re
-import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,6 @@ __all__ = [
     "ImageFiles",
     "cores",
     "open_image",
-    "read_file",
     "reason_of",
 ]
 
@@ -360,19 +358,6 @@ def open_image(data: bytes) -> Any:
     return image
 
 
-def read_file(path: str) -> bytes:
-    """Returns the content of a file, which is no device and no pipe.
-
-    Raises:
-      OSError: there is no such file, or it cannot be read.
-      ValueError: it is no regular file.
-    """
-    with open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("this is no regular file")
-        return file.read()
-
-
 def reason_of(error: Exception) -> str:
     """Returns in a line why an image cannot be read."""
     reason = str(error).partition(" <_io.")[0]
@@ -388,11 +373,6 @@ def cores() -> int:
 
 def _pillow():
     return require("PIL.Image", "reading image files", install="pillow")
-
-
-def _without_waiting(path, flags):
-    """Opens a file; of a pipe, it would wait for somebody to write."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _converted(image, channels):

@@ -11,7 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import numpy as np
@@ -21,6 +21,7 @@ from vicreg_jax.data import image_files
 from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.sources.prepared import (
     DRAFT,
+    ENTRY,
     FORMAT,
     HEAD,
     INDEX,
@@ -55,7 +56,7 @@ def prepare(
     Args:
       images: what to write; as many threads as it has, four images each in memory.
       out: a folder, which is made if need be.
-      shards: number of files, at most that of images.
+      shards: number of files; of fewer images as many as those.
       shorter_side: 0 to keep images as they are; otherwise those whose shorter side is
         longer are shrunk to it, by Pillow's BICUBIC, which is antialiased. The longer
         side is rounded down, as torchvision's Resize does.
@@ -70,10 +71,10 @@ def prepare(
       Unusable: a file cannot be written, or another process is writing.
       NotInstalled: array_record is not installed.
     """
-    if not (1 <= shards <= len(images) and shorter_side >= 0 and 0 <= quality <= 100):
+    if not (shards >= 1 and shorter_side >= 0 and 0 <= quality <= 100):
         raise Refusal(
-            f"expected 1 to {len(images)} shards (as many as images), shorter_side >= 0"
-            f" and quality 0 to 100; got {shards}, {shorter_side} and {quality}"
+            f"expected shards >= 1, shorter_side >= 0 and quality 0 to 100; got"
+            f" {shards}, {shorter_side} and {quality}"
         )
     if re.match(r"\w{2,}:/", str(out)):  # a Path has lost the second slash
         raise Refusal(
@@ -83,26 +84,32 @@ def prepare(
     array_record()
     settings = dict(
         format=FORMAT,
-        shards=shards,
+        shards=min(shards, len(images)),
         shorter_side=shorter_side,
         quality=quality or (90 if shorter_side else 0),
         **_describe(images),
     )
     out = files.expanded(out)
-    draft = out / DRAFT
     if (out / INDEX).exists():
         _refuse_others(out, read_index(str(out))["settings"], settings)
-        shutil.rmtree(draft, ignore_errors=True)  # it was stopped right before that
+        shutil.rmtree(out / DRAFT, ignore_errors=True)  # it was stopped before that
         return
+    with files.writing(out):
+        _continue(images, out, settings, progress)
+
+
+def _continue(images, out, settings, progress):
+    """Begins, or goes on with what was begun, and cleans up when all is written."""
+    draft = out / DRAFT
     new = not out.exists() or (out.is_dir() and not any(out.iterdir()))
     if not new and not draft.is_dir():
         raise Refusal(f"{out} holds other things; name an empty or a new folder")
     draft.mkdir(parents=True, exist_ok=True)
     with _alone(draft):
         path = draft / "settings.json"
-        if path.exists():
-            _refuse_others(out, json.loads(path.read_text()), settings)
-        files.write_json(path, settings)
+        if not any(draft.glob("*.json")):
+            files.write_json(path, settings)
+        _refuse_others(out, files.read_json(path, {}), settings)
         _write(images, out, settings, progress)
     shutil.rmtree(draft)
 
@@ -124,7 +131,7 @@ def _write(images, out, settings, progress):
         broken=broken,
         classes=list(images.classes),
     )
-    _put(out / INDEX, json.dumps(index, indent=1))
+    _put(out / INDEX, json.dumps(files.sealed(index), indent=1))
 
 
 def _write_shards(images, out, settings, progress):
@@ -136,7 +143,9 @@ def _write_shards(images, out, settings, progress):
     draft, total, n = out / DRAFT, settings["shards"], len(images)
     spans = [range(n * i // total, n * (i + 1) // total) for i in range(total)]
     notes = [draft / f"{i:05}.json" for i in range(total)]
-    entries = [_finished(out, note) for note in notes]
+    names = [f"images-{i:05}-of-{total:05}.array_record" for i in range(total)]
+    shards = zip(names, notes, spans, strict=True)
+    entries = [_finished(out, *shard) for shard in shards]
     finished = [entry for entry in entries if entry]
     broken = [x for entry in finished for x in entry["broken"]]
     done = sum(entry["examples"] + len(entry["broken"]) for entry in finished)
@@ -147,7 +156,7 @@ def _write_shards(images, out, settings, progress):
         indices = itertools.chain.from_iterable(spans[i] for i in left)
         made = _in_order(threads, make, indices, ahead=4 * images.threads)
         for i in left:
-            path = draft / f"images-{i:05}-of-{total:05}.array_record"
+            path = draft / names[i]
             known = len(broken)
             with _writer(path) as writer:
                 for record in itertools.islice(made, len(spans[i])):
@@ -162,18 +171,19 @@ def _write_shards(images, out, settings, progress):
             entries[i] = _entry(path, examples=len(spans[i]) - len(own))
             entries[i]["broken"] = own
             os.replace(path, out / path.name)
-            files.write_json(notes[i], entries[i])
+            files.write_json(notes[i], files.sealed(entries[i]))
     return entries
 
 
-def _finished(out, note):
-    """Returns the entry of a finished shard, or None."""
-    if not note.exists():
+def _finished(out, name, note, span):
+    """Returns the entry of a finished shard, or None: then it is written again."""
+    try:
+        entry = files.read_json(note, ENTRY | {"broken": list})
+        files.check_size(f"{out}/{name}", entry["bytes"])
+    except Refusal:
         return None
-    entry = json.loads(note.read_text())
-    path = out / entry["file"]
-    whole = path.exists() and path.stat().st_size == entry["bytes"]
-    return entry if whole else None
+    whole = entry["examples"] + len(entry["broken"]) == len(span)
+    return entry if whole and entry["file"] == name else None
 
 
 @contextmanager
@@ -228,8 +238,9 @@ def _refuse_many_broken(broken, n, notes):
     if len(broken) < n and len(broken) <= max(1, image_files.BROKEN_AT_MOST * n):
         return
     for note in notes:  # once mended, these images are looked at again
-        if note.exists() and json.loads(note.read_text())["broken"]:
-            note.unlink()
+        with suppress(Refusal):
+            if files.read_json(note, {"broken": list})["broken"]:
+                note.unlink()
     raise Refusal(
         f"{len(broken)} of {n} images cannot be read, such as"
         f" {', '.join(x['name'] for x in broken[:3])}; mend or remove them"

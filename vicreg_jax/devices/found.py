@@ -104,9 +104,10 @@ def _backend():
     try:
         return jax.default_backend()
     except (RuntimeError, AssertionError) as error:
+        reason = one_line(error) if str(error) else "it finds no such devices"
         raise Refusal(
             f"jax cannot start JAX_PLATFORMS={jax.config.jax_platforms}:"
-            f" {one_line(error)}; install what it needs, such as vicreg_jax[cuda], or"
+            f" {reason}; install what it needs, such as vicreg_jax[cuda], or"
             " unset it"
         ) from error
     finally:

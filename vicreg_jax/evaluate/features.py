@@ -1,8 +1,6 @@
 """Frozen features of whole images, in memory or in files; no crops, no gradients."""
 
 import functools
-import io
-import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from vicreg_jax.config import Data
 from vicreg_jax.data.augment import on_device
 from vicreg_jax.data.source import Source, as_source, check_channels
 from vicreg_jax.devices import processes, sharding
-from vicreg_jax.refusals import Refusal, Unusable
+from vicreg_jax.refusals import NotFound, Refusal, Unusable
 from vicreg_jax.run.prefetch import Feed
 from vicreg_jax.weights import Encoder
 
@@ -173,12 +171,14 @@ def parts(
         data=[data.name, data.path, data.dataset, data.split],
         sees=[data.image_size, whole.shorter, list(data.mean), list(data.std)],
     )
+    names = {"representations", "names"}
+    names |= set() if whole.source.labels is None else {"labels"}
     with processes.all_or_none(Refusal):
         if lead:
             _claim(folder, facts)
     for number, start in enumerate(range(0, len(rows), ROWS)):
         path, chosen = folder / f"part-{number:05}.npz", rows[start : start + ROWS]
-        part = _read(path)
+        part = _read(path, len(chosen), names)
         if processes.first_line("missing" if part is None else ""):  # to any of them
             outputs, done = [], start
             batch = whole._replace(rows=chosen)
@@ -189,9 +189,7 @@ def parts(
             part = _joined(outputs) | _known(whole.source, chosen)
             with processes.all_or_none(Unusable):
                 if lead:
-                    content = io.BytesIO()
-                    np.savez(content, **part)
-                    files.write(path, content.getbuffer())
+                    files.write_npz(path, part)
         progress(start + len(chosen))
         yield part
 
@@ -225,11 +223,13 @@ def _known(source, rows):
 
 def _claim(folder, facts):
     """Makes the folder for these features; refuses one of others."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with files.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     index = folder / "index.json"
-    if not index.exists():
+    if not index.exists() and not any(folder.glob("part-*.npz")):
         files.write_json(index, facts)
-    elif (found := json.loads(index.read_text())) != facts:
+    found = files.read_json(index, {})
+    if found != facts:
         other = [name for name in facts if found.get(name) != facts[name]]
         raise Refusal(
             f"{folder} holds features of another {', '.join(other)}; remove it, or"
@@ -237,16 +237,19 @@ def _claim(folder, facts):
         )
 
 
-def _read(path):
-    """Returns the arrays of a file, whose own checksums hold, or None."""
-    if not path.exists():
-        return None
+def _read(path, count, names):
+    """Returns the arrays of a file, if they are whole and of so many images."""
     try:
-        with path.open("rb") as file, np.load(file) as content:
-            return dict(content)
-    except Exception as error:  # whatever a damaged file makes zipfile or NumPy raise
-        logging.warning("%s is damaged and made again: %s", path, error)
+        found = files.read_npz(path)
+    except NotFound:
         return None
+    except Unusable as error:
+        logging.warning("%s; it is made again", error)
+        return None
+    if found.keys() >= names and all(x.shape[:1] == (count,) for x in found.values()):
+        return found
+    logging.warning("%s has other arrays; it is made again", path)
+    return None
 
 
 @functools.lru_cache(maxsize=8)

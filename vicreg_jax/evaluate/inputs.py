@@ -3,6 +3,7 @@
 import urllib.request
 from collections import Counter
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data, Evaluation, Guard
 from vicreg_jax.data import plan
-from vicreg_jax.data.image_files import ImageFiles, read_file
+from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.source import Source, check_channels, count_classes
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate.features import Whole
@@ -187,8 +188,8 @@ def listed(names: Any, path: str) -> np.ndarray:
             with urllib.request.urlopen(path, timeout=60) as answer:
                 text = answer.read().decode()
         else:
-            text = files.expanded(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
+            text = files.read_text(files.expanded(path))
+    except (OSError, ValueError, HTTPException) as error:
         raise Refusal(f"config.data.names: {path} cannot be read: {error}") from None
     wanted = [Path(line.strip()).name for line in text.splitlines() if line.strip()]
     counts = Counter(Path(name).name for name in names)
@@ -221,7 +222,7 @@ def _need_voc(given):
 def _multilabel(root, split):
     found = read_multilabel(root, split)
     return ImageFiles(
-        lambda i: read_file(found.paths[i]),
+        lambda i: files.read(str(found.paths[i])),
         [str(path) for path in found.paths],
         labels=found.labels,
         classes=found.classes,

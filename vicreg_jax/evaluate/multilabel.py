@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vicreg_jax import files
 from vicreg_jax.refusals import Refusal, require
 
 __all__ = [
@@ -228,7 +229,7 @@ def _validated(x, y, cost, *, folds, seed):
 def _column(path):
     """Returns image name -> label of the file of a class."""
     found = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(files.read_text(path).splitlines(), 1):
         words = line.split()
         if len(words) != 2 or words[1] not in ("1", "-1", "0"):
             raise Refusal(

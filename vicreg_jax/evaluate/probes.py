@@ -1,6 +1,5 @@
 """How far a few labels go: 1-NN and linear probes of frozen features, paired draws."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vicreg_jax import files
 from vicreg_jax.config import Config
 from vicreg_jax.data import plan
 from vicreg_jax.data.source import Splits
@@ -134,7 +134,7 @@ def gains(
 
 def save(table: list[Accuracy], path: Path) -> None:
     """Writes every accuracy of every draw as JSON."""
-    path.write_text(json.dumps([row._asdict() for row in table]) + "\n")
+    files.write_json(path, [row._asdict() for row in table])
 
 
 def show(table: list[Accuracy]) -> None:

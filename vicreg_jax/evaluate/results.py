@@ -1,18 +1,19 @@
-"""Results of evaluations: written, shown, set beside published ones; not computed."""
+"""Results of evaluations: shown, set beside published ones; neither computed nor kept.
 
-import json
+`run.result_file` keeps them.
+"""
+
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from vicreg_jax import files, models
+from vicreg_jax import models
 from vicreg_jax.evaluate.inputs import Inputs
 from vicreg_jax.report.uncertainty import interval
 
-__all__ = ["published", "read", "show", "write"]
+__all__ = ["published", "show"]
 
 # Of VICReg on ImageNet by encoder and width, in per cent. Source: arXiv:2105.04906,
 # tables 1, 9, 10 and 11. The paper does not say at which temperature neighbours vote.
@@ -44,24 +45,6 @@ def published(task: str, module: Any, found: Inputs) -> dict[str, float]:
     if len(found.kept) < len(found.train) and not task.startswith("finetune"):
         return {}
     return PUBLISHED.get((task, spec["name"], spec["width"]), {})
-
-
-def write(workdir: Path, content: Mapping[str, Any]) -> None:
-    """Writes result.json, and shows it.
-
-    Args:
-      content: "task"; "name" of the config file; "checkpoint" and, where it is known,
-        its "step"; "data"; "results", by name in per cent of the "tested" images, and
-        those "published"; "notes", lines.
-    """
-    files.write_json(workdir / "result.json", content)
-    show(content)
-
-
-def read(workdir: Path) -> dict[str, Any] | None:
-    """Returns what `write` wrote there, if it did."""
-    path = workdir / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def show(content: Mapping[str, Any]) -> None:

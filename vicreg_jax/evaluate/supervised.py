@@ -1,6 +1,5 @@
 """Training with labels: linear heads on a frozen encoder, or the whole network."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vicreg_jax import devices
+from vicreg_jax import devices, files
 from vicreg_jax.config import Evaluation
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
@@ -19,6 +18,7 @@ from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import heads
 from vicreg_jax.evaluate.features import Whole, checksum, stream
 from vicreg_jax.evaluate.inputs import Inputs, held_out
+from vicreg_jax.run import json_lines
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.run.state import TrainState
 
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
     test: np.ndarray  # [heads, 2], top-1 and top-5
     chosen: int  # by the images held out, or the only one
     held_out: np.ndarray | None  # [heads, 2]
-    maximum: np.ndarray | None  # [2] over epochs, of the chosen head
+    maximum: np.ndarray | None  # [2] over epochs, of the chosen head, where known
 
 
 def fit(
@@ -70,7 +70,7 @@ def fit(
         test = job.right(state, found.test, job.tested)
         maximum = None
         if config.head.test_every_epoch and jax.process_index() == 0:
-            maximum = _maximum(workdir, chosen)
+            maximum = _maximum(workdir, chosen, config.epochs)
     return Outcome(test, chosen, valid, maximum)
 
 
@@ -326,9 +326,17 @@ def _top(scores):
     return jnp.swapaxes(jax.lax.top_k(scores, count)[1], 0, 1)
 
 
-def _maximum(workdir, chosen):
-    """Returns the best top-1 of any epoch, and the best top-5, [2]."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    lines = [json.loads(line) for line in lines]
+def _maximum(workdir, chosen, epochs):
+    """Returns the best top-1 of all epochs, and the best top-5, [2].
+
+    None where some lines of the record are damaged.
+    """
     names = (f"test_top1_{chosen}", f"test_top5_{chosen}")
-    return np.array([max(x[name] for x in lines if name in x) for name in names])
+
+    def has_both(line):
+        return all(files.is_number(line.get(name)) for name in names)
+
+    lines, _ = json_lines.read(workdir / "metrics.jsonl", has_both)
+    if len(lines) < epochs:
+        return None
+    return np.array([max(line[name] for line in lines) for name in names])

@@ -29,7 +29,7 @@ from vicreg_jax.evaluate.augmented import augmented_features
 from vicreg_jax.evaluate.features import Features
 from vicreg_jax.evaluate.inputs import Inputs, held_out, need_labels, open_inputs
 from vicreg_jax.refusals import Refusal
-from vicreg_jax.run import workdirs
+from vicreg_jax.run import result_file, workdirs
 from vicreg_jax.weights import Encoder, contents, loading
 
 __all__ = ["TASKS", "Task", "run"]
@@ -56,7 +56,7 @@ def run(config: Evaluation, workdir: Path, *, name: str) -> None:
     if config.task != "features":
         need_labels(inputs)
     workdir = workdirs.claim(workdir, config)
-    finished = results.read(workdir)
+    finished = result_file.read(workdir)
     if finished and finished["step"] != encoder.step:
         raise Refusal(
             f"{workdir} has the result of step {finished['step']}, the checkpoint is"
@@ -149,7 +149,8 @@ class Task:
             "published": results.published(task, self.encoder.module, self.inputs),
             "notes": list(notes),
         }
-        results.write(self.workdir, content)
+        result_file.write(self.workdir, content)
+        results.show(content)
 
 
 def linear(task: Task) -> None:
@@ -171,6 +172,8 @@ def linear(task: Task) -> None:
         for key, value in task.top(outcome.maximum).items():
             test[f"{key}, maximum over epochs"] = value
         notes.append("The maximum is over test accuracies of all epochs: optimistic.")
+    elif config.head.test_every_epoch:
+        notes.append("The maximum over epochs is not known: metrics.jsonl is damaged.")
     published = ""
     if config.task == "finetune":
         published = f"finetune {100 * len(found.kept) / len(found.train):.0f} %"

@@ -33,7 +33,7 @@ __all__ = [
 
 # The light ones, in the PNG; in the page they become variables of its style sheet,
 # which gives others in the dark.
-_SHEET = (Path(__file__).parent / "style.css").read_text()
+_SHEET = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 COLOURS = dict(re.findall(r"--(\w+): (#\w{6})", _SHEET.partition("}")[0]))
 SHARES = ("accent", "second", "third")
 POINTS = 300  # of a line, at most; longer records are binned

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from vicreg_jax.refusals import printable
 from vicreg_jax.report.charts import COLOURS, Drawn, finish, panel
 from vicreg_jax.report.read import Gallery
 
@@ -135,8 +136,9 @@ def views(gallery: Gallery) -> Drawn:
 
 
 def class_name(classes: Sequence[str], label: int) -> str:
-    """Returns the name of a label, its number where it has none."""
-    return str(classes[label]) if 0 <= label < len(classes) else f"{label}"
+    """Returns the name of a label, which can be drawn; its number if it has none."""
+    named = 0 <= label < len(classes)
+    return printable(str(classes[label])) if named else f"{label}"
 
 
 def thumbnails(images: np.ndarray, most: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vicreg_jax import files
-from vicreg_jax.refusals import Unusable, require
+from vicreg_jax.refusals import require
 from vicreg_jax.report.read import Gallery, check_gallery, read_run
 
 __all__ = ["check_installed", "write"]
@@ -61,13 +61,11 @@ def write(workdir: str | os.PathLike, *, gallery: Gallery | None = None) -> Path
 
 def _replace_figures(folder, images):
     """Writes PNG files by their names, and removes those of an earlier report."""
-    try:
+    with files.writing(folder):
         folder.mkdir(exist_ok=True)
         for old in folder.glob("*.png"):
             if old.stem not in images:
                 old.unlink()
-    except OSError as error:
-        raise Unusable(f"{folder} cannot be written: {error.strerror}") from error
     for name, png in images.items():
         files.write(folder / f"{name}.png", png)
 
@@ -78,7 +76,9 @@ def _render(record, found):
 
     from vicreg_jax.report import charts
 
-    script = (HERE / "hover.js").read_text() if found["feature_map"] else ""
+    script = (
+        (HERE / "hover.js").read_text(encoding="utf-8") if found["feature_map"] else ""
+    )
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -97,7 +97,7 @@ def _render(record, found):
         record=record,
         config=record.config,
         binned=len(record.metrics) > charts.POINTS,
-        style=(HERE / "style.css").read_text(),
+        style=(HERE / "style.css").read_text(encoding="utf-8"),
         script=script,
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

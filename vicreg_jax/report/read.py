@@ -1,23 +1,21 @@
 """What a report is made of: a run's files and a gallery, both checked, none written."""
 
-import json
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vicreg_jax import config as configs
 from vicreg_jax import files, methods
 from vicreg_jax.config import Config
-from vicreg_jax.refusals import NotFound, Refusal, one_line
+from vicreg_jax.files import is_number
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, printable
+from vicreg_jax.run import json_lines, result_file, workdirs
 
-__all__ = ["Gallery", "Record", "check_gallery", "is_number", "read_run"]
+__all__ = ["Gallery", "Record", "check_gallery", "read_run"]
 
 
 MOST = 5000  # images of a gallery: the page and the map have their limits
-# What reading JSON may raise: no file, no UTF-8, no JSON, nested ten thousand deep.
-BROKEN = (OSError, ValueError, RecursionError)
 
 
 class Record(NamedTuple):
@@ -53,13 +51,9 @@ def read_run(workdir: str | os.PathLike) -> Record:
       Refusal: its config.json cannot be read.
     """
     workdir = files.expanded(workdir)
-    path = workdir / "config.json"
-    if not path.is_file():
+    if not (workdir / "config.json").is_file():
         raise NotFound(f"{workdir} is no run: there is no config.json")
-    try:
-        config = configs.parse(_load(path))
-    except BROKEN as error:
-        raise Refusal(f"{path} cannot be read: {one_line(error)}") from error
+    config = workdirs.read_config(workdir)
     unreadable = []
 
     def found(pattern, good):
@@ -67,13 +61,13 @@ def read_run(workdir: str | os.PathLike) -> Record:
         contents = {}
         for path in sorted(workdir.glob(pattern)):
             try:
-                content = _load(path)
-            except BROKEN:
+                content = files.read_json(path)
+            except Refusal:
                 content = None
             if good(content):
-                contents[_printable(path.parent.name)] = content
+                contents[printable(path.parent.name)] = content
             else:
-                unreadable.append(_printable(str(path.relative_to(workdir))))
+                unreadable.append(printable(str(path.relative_to(workdir))))
         return contents
 
     def one(name, good, otherwise):
@@ -82,17 +76,19 @@ def read_run(workdir: str | os.PathLike) -> Record:
     lines, damaged = [], 0
     try:
         lines, damaged = _metrics(workdir / "metrics.jsonl")
-    except OSError:
+    except Unusable:
         unreadable.append("metrics.jsonl")
     return Record(
-        name=_printable(workdir.resolve().name),
+        name=printable(workdir.resolve().name),
         config=config,
         weights=_weights(config),
         metrics=lines,
         damaged=damaged,
         environment=one("environment.json", _is_mapping, {}),
         few_labels=one("few_labels.json", _is_few_labels, []),
-        results=list(found("eval/*/result.json", _is_result).values()),
+        results=list(
+            found(f"eval/*/{result_file.FILE}", result_file.is_result).values()
+        ),
         diagnostics=found("eval/*/diagnostics.json", _is_mapping),
         unreadable=unreadable,
     )
@@ -131,51 +127,17 @@ def _weights(config):
     return method.weighed(config.loss) if method else dict(config.loss)
 
 
-def is_number(x: Any) -> bool:
-    """Tells numbers that a float32 can hold from the rest of JSON, bool included."""
-    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 3.4e38
-
-
-def _load(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _printable(text):
-    """Returns the name of a file; bytes of it that are no UTF-8 become ?."""
-    return text.encode(errors="replace").decode()
-
-
 def _metrics(path):
     """Returns the lines by step, the last one of each, and how many were damaged."""
-    lines, damaged = {}, 0
-    if not path.exists():
-        return [], 0
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except BROKEN:
-            line = None
-        if not isinstance(line, dict) or not is_number(line.get("step")):
-            damaged += 1
-            continue
+    found, damaged = json_lines.read(path, lambda line: is_number(line.get("step")))
+    lines = {}
+    for line in found:
         lines[line["step"]] = {name: x for name, x in line.items() if is_number(x)}
     return [lines[step] for step in sorted(lines)], damaged
 
 
 def _is_mapping(x):
     return isinstance(x, dict)
-
-
-def _is_result(x):
-    if not isinstance(x, dict) or not isinstance(x.get("results"), dict):
-        return False
-    published, tested = x.get("published", {}), x.get("tested")
-    return (
-        isinstance(published, dict)
-        and all(map(is_number, [*x["results"].values(), *published.values()]))
-        and isinstance(x.get("notes", []), list)
-        and (tested is None or (type(tested) is int and 0 <= tested < 2**53))
-    )
 
 
 def _is_few_labels(x):

@@ -9,11 +9,12 @@ import numpy as np
 
 from vicreg_jax import methods
 from vicreg_jax.config import Config, fields
+from vicreg_jax.files import is_number
 from vicreg_jax.methods import health
 from vicreg_jax.report import charts
 from vicreg_jax.report import map as maps
 from vicreg_jax.report.charts import Reference, curve, short
-from vicreg_jax.report.read import Gallery, Record, is_number
+from vicreg_jax.report.read import Gallery, Record
 from vicreg_jax.report.uncertainty import interval, margin
 
 __all__ = [
@@ -156,19 +157,17 @@ def evaluation(record: Record) -> Section:
     }
     panels, rows, notes = _curves(record, wanted), [], []
     for result in record.results:
-        tested, known = result.get("tested"), result.get("published", {})
-        name = _text(result.get("name") or result.get("task"))
-        notes += [f"{name}: {note}" for note in result.get("notes", [])]
-        about = {"name": name, "data": _text(result.get("data")), "tested": tested}
+        name, tested = result["name"], result["tested"]
+        notes += [f"{name}: {note}" for note in result["notes"]]
+        about = {"name": name, "data": result["data"], "tested": tested}
         for metric, value in result["results"].items():
-            share = "top-" in metric and tested and 0 <= value <= 100
             rows.append(
                 {
                     "about": about,
                     "metric": metric,
                     "value": value,
-                    "half": interval(value, tested) if share else None,
-                    "published": known.get(metric),
+                    "half": interval(value, tested) if "top-" in metric else None,
+                    "published": result["published"].get(metric),
                 }
             )
             about = {}  # in the first row of several only

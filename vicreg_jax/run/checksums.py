@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.refusals import Refusal, Unusable, one_line
+from vicreg_jax.refusals import Refusal, Unusable
 
 __all__ = [
     "RECORD",
@@ -129,13 +129,12 @@ def read(folder: Path) -> dict[str, Any]:
       Unusable: it is missing, damaged, or that of another step.
     """
     try:
-        content = json.loads((folder / RECORD).read_bytes())
-        record, checksum = content["record"], content["crc32"]
-    except OSError as error:
-        raise Unusable(f"{RECORD} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise Unusable(f"{RECORD} is damaged: {one_line(error)}") from error
-    if _crc32_of_json(record) != checksum:
+        content = files.read_json(folder / RECORD, {"record": dict, "crc32": int})
+    except Refusal as error:
+        said = str(error).removeprefix(f"{folder}/")
+        raise Unusable(said) from error
+    record = content["record"]
+    if _crc32_of_json(record) != content["crc32"]:
         raise Unusable(f"{RECORD} is damaged: its checksum is wrong")
     step = record.get("step", folder.name)  # records of old do not say
     if str(step) != folder.name:

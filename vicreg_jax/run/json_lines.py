@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vicreg_jax import files
-from vicreg_jax.refusals import Unusable
+from vicreg_jax.refusals import NotFound
 
 __all__ = ["append", "read", "write"]
 
@@ -27,11 +27,9 @@ def read(
       Unusable: the file cannot be read.
     """
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+        content = files.read(str(path))
+    except NotFound:
         return [], 0
-    except OSError as error:
-        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
     found = [_parsed(text) for text in content.splitlines()]
     usable = [x for x in found if isinstance(x, dict) and is_usable(x)]
     return usable, len(found) - len(usable)
@@ -43,13 +41,10 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
     Raises:
       Unusable: the disk is full, or the file cannot be written.
     """
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise Unusable(f"{path} cannot be written: {error.strerror}") from error
+    with files.writing(path), path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -59,6 +54,6 @@ def write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 def _parsed(text):
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # also of bytes that are no UTF-8
+        return files.parse_json(text)
+    except ValueError:
         return None

@@ -16,6 +16,7 @@ from vicreg_jax.run import json_lines
 __all__ = ["Note", "Writer", "wandb_starter"]
 
 Note = Callable[[str], None]
+LONGEST = 64  # bytes of the name of a run on Weights & Biases
 
 
 class Writer:
@@ -127,8 +128,8 @@ def wandb_starter(
 def _wandb_id(workdir):
     """Returns the name of the run that a restart continues."""
     path = workdir / "wandb_id.txt"
-    known = path.read_bytes().strip() if path.exists() else b""
-    if not known.isalnum():  # empty, or damaged
+    known = files.read(str(path)).strip() if path.exists() else b""
+    if not (known.isalnum() and len(known) <= LONGEST):  # empty, or damaged
         known = uuid.uuid4().hex.encode()
         files.write(path, known)
     return known.decode()
@@ -146,5 +147,5 @@ def _cut(path, step, note):
 
 
 def _is_of_a_step(line):
-    numbers = all(isinstance(value, int | float) for value in line.values())
-    return numbers and isinstance(line.get("step"), int)
+    numbers = all(map(files.is_number, line.values()))
+    return numbers and isinstance(line.get("step"), int) and line["step"] > 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def manager(
         it does not have its name yet, which is what makes it count.
     """
     logging.get_absl_logger().addFilter(_is_ours)
+    if not isinstance(sys.unraisablehook, _WithoutLate):
+        sys.unraisablehook = _WithoutLate(sys.unraisablehook)
     if jax.process_index() == 0:  # Orbax would do it in a thread that outlives `close`
         delete_drafts(folder)
     return _Manager(
@@ -132,6 +135,20 @@ class _Barrier:
             self._written = True
         if "set_value_end" in key:
             self._saving, self._written = not self._saving, False
+
+
+class _WithoutLate:
+    """Says nothing of files that are written after a save has failed, dozens of them.
+
+    Each would bring a traceback, as nobody waits for it any more.
+    """
+
+    def __init__(self, hook):
+        self._hook = hook
+
+    def __call__(self, unraisable):
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            self._hook(unraisable)
 
 
 def _is_ours(record):

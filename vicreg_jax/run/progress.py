@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from vicreg_jax.devices.launchers import NOTEBOOKS
+from vicreg_jax.refusals import printable
 
 __all__ = ["Bar"]
 
@@ -57,6 +58,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         """Prints a line that stays."""
+        text = printable(text)
         if self._live:
             self._live.console.print(
                 text, highlight=False, markup=False, soft_wrap=True

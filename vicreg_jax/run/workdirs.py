@@ -1,6 +1,5 @@
 """The folder of a run: whose it is, and what is written there besides metrics."""
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -12,10 +11,10 @@ import jax
 
 from vicreg_jax import files
 from vicreg_jax.config import Config, Evaluation
-from vicreg_jax.refusals import Refusal, Unusable, one_line
+from vicreg_jax.refusals import Refusal, Unusable
 from vicreg_jax.run import json_lines
 
-__all__ = ["claim", "list_broken", "write_config"]
+__all__ = ["claim", "list_broken", "read_config", "write_config"]
 
 
 def claim(workdir: str | os.PathLike, config: Config | Evaluation) -> Path:
@@ -59,13 +58,22 @@ def _config_of_run(workdir, kind):
         return None
     if not path.exists():
         raise Unusable(f"{workdir} holds a run, but its config.json is missing")
+    return read_config(workdir, kind)
+
+
+def read_config(workdir: Path, kind: type[Config | Evaluation] = Config) -> Any:
+    """Returns the config that a run, or an evaluation, has left in its folder.
+
+    Raises:
+      NotFound: there is no config.json.
+      Unusable: it is damaged, or no such config.
+    """
+    path = workdir / "config.json"
+    content = files.read_json(path, {})
     try:
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise Refusal(f"expected fields; got {type(content).__name__}")
         return kind.parse(content)
-    except (ValueError, RecursionError) as error:
-        raise Unusable(f"{path} cannot be read: {one_line(error)}") from error
+    except Refusal as error:
+        raise Unusable(f"{path}: {error}") from error
 
 
 def write_config(workdir: Path, config: Config | Evaluation) -> None:

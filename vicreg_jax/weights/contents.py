@@ -1,7 +1,6 @@
 """Names, shapes and checksums of an encoder's tensors; what an export says of them."""
 
 import hashlib
-import json
 import operator
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vicreg_jax import models
-from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line
+from vicreg_jax import files, models
+from vicreg_jax.refusals import NotFound, Refusal, Unusable
 from vicreg_jax.weights.torch_names import COUNTER, SHOWN
 
 __all__ = [
@@ -56,7 +55,7 @@ def normalization(size, mean, std):
         good = len(mean) == len(std) >= 1 and bool(np.isfinite((*mean, *std)).all())
         good = good and min(std) > 0
         good = good and (size is None or 1 <= operator.index(size) < 2**16)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         good = False
     if not good:
         raise Refusal(
@@ -75,19 +74,13 @@ def description(folder: Path) -> dict[str, Any] | None:
     path = folder / DESCRIPTION
     if not path.is_file():
         return None
-    try:
-        about = json.loads(path.read_text())
-    except OSError as error:
-        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise Refusal(f"{path} is no JSON: {one_line(error)}") from error
+    about = files.read_json(path)
     format = about.get("format") if isinstance(about, dict) else None
     if not str(format).startswith("vicreg_jax"):
         return None  # somebody else's file of that name
     if format != FORMAT:
         raise Refusal(f"{path} has format {format!r}; this version reads {FORMAT!r}")
-    odd = [x for x, kind in FIELDS.items() if not isinstance(about.get(x, ...), kind)]
-    if odd:
+    if odd := files.odd_fields(about, FIELDS):
         raise Refusal(
             f"{path}: {', '.join(odd)} missing or of another type; it is damaged or was"
             " changed: export again"

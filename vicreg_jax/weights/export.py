@@ -85,7 +85,8 @@ def write(
         sums = {file: contents.sha256(draft) for file, draft in drafts.items()}
         # First: after an interruption the checksums refuse what is old, and the files
         # are known as ours.
-        files.write_json(folder / contents.DESCRIPTION, about | {"files": stay | sums})
+        about = files.sealed(about | {"files": stay | sums})
+        files.write_json(folder / contents.DESCRIPTION, about)
         for file, draft in drafts.items():
             os.replace(draft, folder / file)
     except Refusal:

@@ -1,6 +1,5 @@
 """An export to the Hugging Face Hub, with a model card; it exports nothing itself."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from vicreg_jax import files
 from vicreg_jax.refusals import Unusable, one_line, require
+from vicreg_jax.run import result_file
 from vicreg_jax.weights import contents
 
 __all__ = ["card", "push", "results"]
@@ -15,7 +15,6 @@ __all__ = ["card", "push", "results"]
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 INSTALL = "vicreg_jax[hub]"
-RESULT = {"task", "name", "checkpoint", "data", "tested", "results", "published"}
 RECIPE = {"data", "epochs", "loss", "optimizer", "seed"}  # of a config in the card
 
 
@@ -66,10 +65,10 @@ def results(folder: Path, source: Path) -> list[dict[str, Any]]:
     paths = {
         path
         for root in (*judged, judged[1].parent)
-        for pattern in ("result.json", "*/result.json", "eval/*/result.json")
-        for path in root.glob(pattern)
+        for folder in ("", "*/", "eval/*/")
+        for path in root.glob(f"{folder}{result_file.FILE}")
     }
-    found = [_result(path) for path in sorted(paths)]
+    found = [_result(path.parent) for path in sorted(paths)]
     return [x for x in found if x and Path(x["checkpoint"]).absolute() in judged]
 
 
@@ -116,7 +115,7 @@ def card(
     pages = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
     pages.filters["short"] = "{:g}".format
     config = about["config"] or {}
-    return pages.from_string(TEMPLATE.read_text()).render(
+    return pages.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         about,
         name=name,
         data=data.to_yaml(),
@@ -126,10 +125,9 @@ def card(
     )
 
 
-def _result(path):
-    """Returns the result.json of an evaluation, or None for another's of that name."""
+def _result(folder):
+    """Returns the result of an evaluation, or None for another's file of that name."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return result_file.read(folder)
+    except Unusable:
         return None
-    return found if isinstance(found, dict) and found.keys() >= RESULT else None

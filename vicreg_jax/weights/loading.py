@@ -1,6 +1,5 @@
 """Trained encoders from runs, exports and files of weights; nothing in them is run."""
 
-import json
 import os
 import re
 import zipfile
@@ -19,6 +18,7 @@ from vicreg_jax import config as configs
 from vicreg_jax import files, models
 from vicreg_jax.models.resnet import LAYERS, STEMS
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line, require
+from vicreg_jax.run import workdirs
 from vicreg_jax.run.checkpoints import Checkpoints
 from vicreg_jax.weights import contents, torch_names
 from vicreg_jax.weights.encoder import Encoder
@@ -84,9 +84,12 @@ def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encode
 
 
 def _load_run(path, encoder):
-    config = _config_of_run(path / "config.json")
+    config = workdirs.read_config(path)
     if encoder is None:
-        encoder = models.create(**config.model.spec())
+        try:
+            encoder = models.create(**config.model.spec())
+        except Refusal as error:
+            raise Refusal(f"{path / 'config.json'}: {error}") from error
     expander = models.Expander(config.model.expander, bias=config.model.expander_bias)
     like = contents.abstract(
         models.JointEmbedding(encoder, expander),
@@ -113,15 +116,6 @@ def _load_run(path, encoder):
         step=step,
         source=str(path),
     )
-
-
-def _config_of_run(path):
-    try:
-        return configs.parse(json.loads(path.read_text()))
-    except OSError as error:
-        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
-    except (TypeError, ValueError, RecursionError) as error:
-        raise Refusal(f"{path} is no config of a run: {one_line(error)}") from error
 
 
 def _load_file(path, encoder):
@@ -190,7 +184,7 @@ def _config_of_export(content):
     """
     try:
         return configs.parse(content) if content else None
-    except (TypeError, ValueError):
+    except Refusal:
         return None
 
 
@@ -200,7 +194,7 @@ def _module(spec, flat, path):
         return models.create(**_architecture(flat, path))
     try:
         return models.create(**spec)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise Refusal(
             f"{path.parent / contents.DESCRIPTION} names a module that there is not:"
             f" {one_line(error)}"
@@ -288,10 +282,13 @@ def _read(path):
 
 def _torch(path):
     torch = require("torch", f"reading {path}", install="vicreg_jax[torch]")
+    zipped = zipfile.is_zipfile(path)  # not of old versions
+    if zipped:
+        with zipfile.ZipFile(path) as archive:  # PyTorch looks at no checksum
+            if damaged := archive.testzip():
+                raise Refusal(f"{path} is damaged: the checksum of {damaged} is wrong")
     try:
-        found = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         what = f"such as {name[1]}, " if name else ""

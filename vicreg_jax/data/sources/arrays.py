@@ -1,10 +1,8 @@
 """Arrays of an .npz file as sources; it runs no code that such a file may hold."""
 
-import numpy as np
-
 from vicreg_jax import files
 from vicreg_jax.data.source import Arrays, Splits
-from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line
+from vicreg_jax.refusals import NotFound, Refusal
 
 __all__ = ["open_arrays"]
 
@@ -21,15 +19,10 @@ def open_arrays(path: str) -> Splits:
       Refusal: it lacks `images`, or has other shapes or types.
     """
     path = files.expanded(path)
-    if not path.is_file():
-        raise NotFound(f"data.path: there is no file {str(path)!r}")
     try:
-        with open(path, "rb") as raw, np.lib.npyio.NpzFile(raw) as file:
-            held = {name: file[name] for name in file.files}
-    except Exception as error:  # whatever a damaged file makes zipfile or NumPy raise
-        raise Unusable(
-            f"{path} is not a readable .npz file: {one_line(error)}"
-        ) from error
+        held = files.read_npz(path)
+    except NotFound as error:
+        raise NotFound(f"data.path: there is no file {str(path)!r}") from error
     if "images" not in held:
         raise Refusal(
             f"{path} holds {', '.join(held) or 'nothing'}; expected an array 'images'"

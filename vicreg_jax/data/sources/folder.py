@@ -6,7 +6,7 @@ from collections import Counter, deque
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.data.image_files import ImageFiles, read_file
+from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.refusals import NotFound, Refusal, Unusable
 
 __all__ = ["ENDINGS", "open_folder"]
@@ -57,7 +57,7 @@ def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> Image
         empty = len(classes) - len(np.unique(labels))
         skipped |= {"class folder without images": empty} if empty else {}
     return ImageFiles(
-        lambda i: read_file(paths[i]),
+        lambda i: files.read(paths[i]),
         paths,
         labels=labels,
         classes=[] if labels is None else classes,

@@ -1,5 +1,7 @@
 """From the names in a config to sources; it reads no image itself."""
 
+import os
+
 from vicreg_jax import files
 from vicreg_jax.config import Data
 from vicreg_jax.data.source import Arrays, Splits
@@ -51,9 +53,10 @@ def load_splits(
         test = FILES[data.name](test_path)
         if list(test.classes) != list(train.classes):
             different = sorted({*test.classes} ^ {*train.classes})[:3]
+            found = zip((test_path, data.path), (test, train), strict=True)
+            said = [f"{path} has {_classes(images)}" for path, images in found]
             raise Refusal(
-                f"{test_path} has {len(test.classes)} classes, {data.path} has"
-                f" {len(train.classes)}; expected the same (not in both:"
+                f"{', '.join(said)}; expected the same (not in both:"
                 f" {', '.join(different)})"
             )
         return Splits(train, test)
@@ -68,3 +71,12 @@ def load_splits(
         seed=seed,
     )
     return Splits(Arrays(noise), None)
+
+
+def _classes(images):
+    """Returns how many classes there are, and which image lies beside their folders."""
+    found = f"{len(images.classes)} classes"
+    if images.labels is None and len(images.names) > 1:
+        first = min(images.names, key=lambda name: name.count(os.sep))
+        found += f" ({first} lies in no class folder)"
+    return found

@@ -4,7 +4,8 @@ It never needs TensorFlow. A prepared folder holds
 
     images-00000-of-00064.array_record    the first examples, in the source's order
     labels.npy                            int32 [n], where there are labels
-    index.json                            written last: what the other files must be
+    index.json                            written last: what the other files must be,
+                                          and its own checksum (not those of old)
     unfinished/                           only until index.json is there
 
 A record is one example, little-endian: the crc32 of all that follows (uint32), the
@@ -17,7 +18,6 @@ import bisect
 import functools
 import io
 import itertools
-import json
 import os
 import struct
 import threading
@@ -38,6 +38,15 @@ __all__ = ["array_record", "open_prepared", "read_index", "verify"]
 FORMAT = 1
 INDEX, LABELS, DRAFT = "index.json", "labels.npy", "unfinished"
 READ = "readahead_buffer_size:0,max_parallelism:0"
+FIELDS = {  # of INDEX
+    "format": int,
+    "examples": int,
+    "settings": dict,
+    "files": list,
+    "broken": list,
+    "classes": list,
+}
+ENTRY = {"file": str, "examples": int, "bytes": int, "crc32": int}  # of a file
 HEAD = struct.Struct("<IiI")  # crc32, label, length of the name
 OPEN_AT_MOST = 256  # files; a process may often have 1024
 PATIENCE = 100  # seconds for a first answer from a bucket
@@ -175,25 +184,36 @@ def read_index(root: str, *, sizes: bool = True) -> dict:
     if not files.in_bucket(root) and not os.path.isdir(root):
         raise NotFound(f"data.path: there is no folder {root!r}")
     try:
-        index = json.loads(files.read(path))
-        known = index["format"] == FORMAT
-    except FileNotFoundError as error:
+        index = files.read_json(path, {"format": int})
+    except NotFound as error:
         state = "not finished" if os.path.isdir(f"{root}/{DRAFT}") else "not prepared"
         why = f"{root} is {state}: it has no {INDEX}"
         if files.in_bucket(root):
             why = f"{error}; expected a copy of what the task prepare wrote"
         raise NotFound(f"data.path: {why}") from error
-    except files.Unreachable:  # which is no damage
-        raise
-    except (ValueError, TypeError, KeyError) as error:
-        raise Unusable(f"{path} is damaged: {error!r}") from error
-    if not known:
+    if index["format"] != FORMAT:
         raise Unusable(f"{path}: expected format {FORMAT}, got {index['format']}")
+    odd = files.odd_fields(index, FIELDS)
+    if odd or not _is_whole(index):
+        odd = ", ".join(odd) or "files, examples or classes"
+        raise Unusable(f"{path} is damaged: {odd} missing or impossible")
     if sizes:
         wanted = [(f"{root}/{x['file']}", x["bytes"]) for x in index["files"]]
         with ThreadPoolExecutor(readers(root)) as threads:
             list(threads.map(files.check_size, *zip(*wanted, strict=True)))
     return index
+
+
+def _is_whole(index):
+    """Tells whether the files of an index can be, and have as many examples as it."""
+    entries, classes = index["files"], index["classes"]
+    return (
+        all(isinstance(x, dict) and not files.odd_fields(x, ENTRY) for x in entries)
+        and all(x["file"] == os.path.basename(x["file"]) != "" for x in entries)
+        and all(x["bytes"] > 0 and x["examples"] >= 0 for x in entries)
+        and sum(x["examples"] for x in entries) == index["examples"] > 0
+        and all(isinstance(x, str) for x in classes)
+    )
 
 
 def array_record() -> ModuleType:

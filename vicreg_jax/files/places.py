@@ -7,16 +7,16 @@ JAX, it does not survive os.fork.
 
 import functools
 import glob
-import json
+import io
 import os
 import re
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from vicreg_jax.refusals import NotFound, Refusal, Unusable
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line
 
 __all__ = [
     "AT_ONCE",
@@ -30,9 +30,10 @@ __all__ = [
     "opened",
     "pieces",
     "read",
+    "regular",
     "unreachable",
     "write",
-    "write_json",
+    "writing",
 ]
 
 
@@ -73,15 +74,36 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
     """Returns some bytes of a file, fewer where it ends; by default all.
 
     Raises:
-      FileNotFoundError: there is no such file, or no such bucket.
+      NotFound: there is no such file, or no such bucket.
+      Unusable: it is a folder, a device or a pipe, or may not be read.
       Unreachable: the bucket refuses, or does not answer.
-      ValueError: the name of the bucket cannot be one.
+      Refusal: the name of the bucket cannot be one.
     """
     if in_bucket(path):
         return _read(path, start, length)
-    with open(path, "rb") as file:
+    with regular(path) as file:
         file.seek(start)
         return file.read(-1 if length is None else length)
+
+
+@contextmanager
+def regular(path: str | os.PathLike) -> Iterator[io.BufferedReader]:
+    """Gives a file on a disk, open, which is no folder, no device and no pipe.
+
+    Raises:
+      NotFound, Unusable: see `read`.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Unusable(f"{path} cannot be read: it is no regular file")
+            yield file
+    except Refusal:
+        raise
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no {path}") from error
+    except OSError as error:
+        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
 
 
 @contextmanager
@@ -93,7 +115,7 @@ def opened(path: str) -> Iterator[Callable[[int, int], bytes]]:
     if in_bucket(path):
         yield lambda length, start: _read(path, start, length)
         return
-    with open(path, "rb", buffering=0) as file:
+    with regular(path) as file:
         yield functools.partial(os.pread, file.fileno())
 
 
@@ -111,8 +133,8 @@ def check_size(path: str, expected: int) -> None:
     """Raises where a file is not of this size, in bytes, at least 1.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it has another size.
+      NotFound: there is no such file.
+      Refusal: it has another size.
       Unreachable: see `read`.
     """
     try:
@@ -122,12 +144,14 @@ def check_size(path: str, expected: int) -> None:
         else:
             size = os.stat(path).st_size
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is missing") from error
+        raise NotFound(f"{path} is missing") from error
+    except OSError as error:
+        raise Unusable(f"{path} cannot be read: {error.strerror}") from error
     if size != expected:
         raise Refusal(f"{path} has {size} bytes; expected {expected}")
 
 
-def write(path: str | os.PathLike, content: bytes | str) -> None:
+def write(path: str | os.PathLike, content: bytes | memoryview | str) -> None:
     """Writes a file on a disk, whole or not at all; it outlives a crash of the machine.
 
     Raises:
@@ -136,21 +160,33 @@ def write(path: str | os.PathLike, content: bytes | str) -> None:
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     content = content.encode() if isinstance(content, str) else content
+    with writing(path):
+        try:
+            with draft.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        except OSError:
+            with suppress(OSError):
+                draft.unlink()
+            raise
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what a disk raises, such as that it is full, into one line.
+
+    Raises:
+      Unusable: what is done in its context has failed.
+    """
     try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        yield
+    except Refusal:
+        raise
     except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
-        raise Unusable(f"{path} cannot be written: {error.strerror}") from error
-
-
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes a JSON file: see `write`."""
-    write(path, json.dumps(content, indent=2) + "\n")
+        reason = error.strerror or one_line(error)
+        raise Unusable(f"{path} cannot be written: {reason}") from error
 
 
 def crc32(path: str | os.PathLike) -> int:
@@ -193,6 +229,11 @@ def unreachable(path: str, reason: str) -> Unreachable:
     )
 
 
+def _without_waiting(path, flags):
+    """Opens a file; of a pipe, it would wait for somebody to write."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _read(path, start, length):
     bucket, key = _split(path)
     stop = None if length is None else start + length
@@ -207,7 +248,7 @@ def _read(path, start, length):
             # It gives all of a range or nothing; what is left of the file is less.
             return b"" if stop is None else _read(path, start, None)
     if found.state == "missing":
-        raise FileNotFoundError(f"there is no {path}, or no bucket {bucket!r}")
+        raise NotFound(f"there is no {path}, or no bucket {bucket!r}")
     return found.value
 
 
