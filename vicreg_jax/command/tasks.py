@@ -14,10 +14,12 @@ from rich.progress import Progress
 from vicreg_jax import devices, evaluate, files, methods, report, train
 from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.data import preparing
+from vicreg_jax.data.source import describe
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import gallery
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.refusals import Refusal
+from vicreg_jax.run import workdirs
 from vicreg_jax.weights import export, hub, loading
 
 __all__ = ["judge", "prepare", "pretrain", "run", "write_export", "write_report"]
@@ -44,13 +46,16 @@ def pretrain(config: Config, workdir: Path) -> None:
 
 def prepare(config: Config, workdir: Path) -> None:
     """Writes a data set into the workdir as ArrayRecord files."""
+    _need_one_process("a prepared data set")
     images = load_splits(config.data, seed=config.seed).train
     if images.names is None:
         raise Refusal(
             f"config.data.name {config.data.name!r} gives arrays, which are read as"
             " they are; the task prepare is for image files"
         )
-    with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
+    columns, console = Progress.get_default_columns(), Console(stderr=True)
+    print(f"preparing {describe(images)} in {workdir}", file=sys.stderr)
+    with workdirs.held(workdir), Progress(*columns, console=console) as bar:
         task = bar.add_task("preparing", total=len(images))
         preparing.prepare(
             images,
@@ -89,7 +94,9 @@ def write_export(config: Evaluation, workdir: Path) -> None:
     encoder, options = loading.load(config.checkpoint), config.export
     size = options.image_size or encoder.known_size()
     encoder = dataclasses.replace(encoder, image_size=size)
-    export.write(encoder, workdir, formats=options.formats)
+    print(f"exporting {encoder.source} to {workdir}", file=sys.stderr)
+    with workdirs.held(workdir):
+        export.write(encoder, workdir, formats=options.formats)
     shape = (4, size, size, encoder.channels)
     images = np.random.default_rng(config.seed).normal(size=shape).astype(np.float32)
     export.show(export.agreement(encoder, workdir, images), formats=options.formats)

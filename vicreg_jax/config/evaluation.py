@@ -154,7 +154,8 @@ class Evaluation(Settings):
     svm: Svm = field(default_factory=Svm)
     export: Export = field(default_factory=Export)
 
-    CHANGEABLE = ("export.", "guard.")
+    # What lies at the paths has checksums.
+    CHANGEABLE = ("checkpoint", "data.path", "data.test_path", "export.", "guard.")
 
     def mistakes(self) -> Iterator[str]:
         data, head, trains = self.data, self.head, self.task in ("linear", "finetune")

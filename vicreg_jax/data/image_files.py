@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,15 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.config import Config, Guard
 from vicreg_jax.data.augment import draw, on_host
-from vicreg_jax.data.source import How
-from vicreg_jax.refusals import Refusal, require
+from vicreg_jax.data.source import How, digest_of_labels
+from vicreg_jax.refusals import Refusal, Unusable, require
 
 __all__ = [
     "BROKEN_AT_MOST",
     "FORMATS",
     "ImageFiles",
     "cores",
+    "digests",
     "open_image",
     "read_file",
     "reason_of",
@@ -37,6 +38,7 @@ __all__ = [
 CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
 # Share of a data set: more than that is not an accident.
 BROKEN_AT_MOST = Guard.broken_images
+READERS = 16  # threads that ask a disk for sizes
 # Pillow reads more, some by other programs: PostScript by Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 
@@ -51,6 +53,7 @@ class ImageFiles:
       classes: names of the labels.
       threads: that decode at once; by default as many as this process has cores.
       skipped: reason -> how many files were passed over.
+      known: returns digests of the files, see `Source.fingerprint`.
 
     Raises:
       NotInstalled: Pillow is not installed.
@@ -67,8 +70,9 @@ class ImageFiles:
         classes: Sequence[str] = (),
         threads: int | None = None,
         skipped: Mapping[str, int] | None = None,
+        known: Callable[[], Mapping[str, str]] = dict,
     ):
-        self._pil = _pillow()
+        self._pil, self._known = _pillow(), cache(known)
         self.read = read
         self.names, self.labels, self.classes = names, labels, classes
         self.skipped = dict(skipped or {})
@@ -82,6 +86,10 @@ class ImageFiles:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Returns digests of the files and the labels: see `Source`."""
+        return {**self._known(), **digest_of_labels(self.labels)}
 
     def check(self, config: Config) -> None:
         """Raises Refusal where more than a quarter of some images are broken.
@@ -358,6 +366,29 @@ def open_image(data: bytes) -> Any:
     if deep or any(re.search(";16[A-Z]", str(tile[3])) for tile in image.tile):
         raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
     return image
+
+
+def digests(paths: Sequence[str], root: str) -> dict[str, str]:
+    """Returns digests of the names below `root` of files on a disk, and of their sizes.
+
+    Raises:
+      Unusable: a file is no longer there.
+    """
+    start, each = len(os.path.join(root, "")), 4096
+
+    def some(first):
+        return [os.path.getsize(path) for path in paths[first : first + each]]
+
+    try:
+        with ThreadPoolExecutor(READERS) as threads:  # on a network disk they wait
+            found = list(threads.map(some, range(0, len(paths), each)))
+    except OSError as error:
+        raise Unusable(f"{error.filename}: {error.strerror}") from error
+    names = "\n".join(path[start:] for path in paths)
+    return {
+        "names of files": files.digest(os.fsencode(names)),
+        "sizes of files": files.digest(np.concatenate(found).data),
+    }
 
 
 def read_file(path: str) -> bytes:

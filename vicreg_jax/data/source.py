@@ -1,10 +1,12 @@
 """What a source of images is, whatever it reads; no randomness, no devices."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from vicreg_jax import files
 from vicreg_jax.config import Config
 from vicreg_jax.data.augment import draw
 from vicreg_jax.refusals import Refusal, one_line
@@ -18,6 +20,8 @@ __all__ = [
     "as_source",
     "check_channels",
     "count_classes",
+    "describe",
+    "digest_of_labels",
 ]
 
 IN_MEMORY = 2**30  # bytes of images that are decoded once, and held by every device
@@ -49,6 +53,12 @@ class Source(Protocol):
     skipped: Mapping[str, int]  # reason -> how many files are no part of it
 
     def __len__(self) -> int: ...
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Returns what tells these data from others: digests by what they are of.
+
+        Where they lie is no part of it.
+        """
 
     def check(self, config: Config) -> None:
         """Raises Refusal where some images are not what the config describes."""
@@ -134,6 +144,20 @@ class Arrays:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def fingerprint(self) -> Mapping[str, str]:
+        """Returns digests of the labels and of the pixels: all, up to 1 GiB of them.
+
+        Of more pixels, and of what is only indexed, it is those of some images.
+        """
+        images, count = self.array, len(self)
+        if images is None or images.nbytes > IN_MEMORY:
+            images = self._images[
+                np.linspace(0, count - 1, min(count, 256)).astype(int)
+            ]
+        shape = json.dumps(self.shape).encode()
+        pixels = files.digest(shape, np.ascontiguousarray(images).reshape(-1).data)
+        return {"pixels": pixels} | digest_of_labels(self.labels)
+
     def check(self, config: Config) -> None:
         channels = len(config.data.mean)
         if self.channels != channels:
@@ -195,6 +219,23 @@ def check_channels(source: Source, channels: int) -> None:
             f"the encoder takes images of {channels} channel(s); those of the data"
             f" have {source.channels}"
         )
+
+
+def describe(source: Source) -> str:
+    """Returns in words how many images there are, and what was left out."""
+    words = f"{len(source):,} images"
+    if source.labels is not None and len(source.classes):
+        words += f" in {len(source.classes):,} classes"
+    left = ", ".join(f"{count:,} {why}" for why, count in source.skipped.items())
+    return f"{words} (left out: {left})" if left else words
+
+
+def digest_of_labels(labels: Any) -> dict[str, str]:
+    """Returns a digest of labels that are there at once, not read one by one."""
+    if not isinstance(labels, np.ndarray):
+        return {}
+    content = np.ascontiguousarray(labels, np.int64).reshape(-1).data
+    return {"labels": files.digest(json.dumps(labels.shape).encode(), content)}
 
 
 def count_classes(source: Source) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data, Evaluation, Guard
 from vicreg_jax.data import plan
-from vicreg_jax.data.image_files import ImageFiles, read_file
+from vicreg_jax.data.image_files import ImageFiles, digests, read_file
 from vicreg_jax.data.source import Source, check_channels, count_classes
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate.features import Whole
@@ -43,6 +43,14 @@ class Inputs(NamedTuple):
         """Returns the images of a part, "train" or "test", to be seen whole."""
         rows = self.kept if part == "train" else np.arange(len(self.test))
         return Whole(getattr(self, part), self.config.data, rows, self.shorter_side)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Returns digests of the images of both parts: see `Source.fingerprint`."""
+        found = {"choice of training images": files.digest(self.kept.tobytes())}
+        for part, source in (("training", self.train), ("test", self.test)):
+            known = {} if source is None else source.fingerprint()
+            found |= {f"{part} {name}": value for name, value in known.items()}
+        return found
 
 
 def open_inputs(config: Evaluation, encoder: Encoder) -> Inputs:
@@ -220,11 +228,13 @@ def _need_voc(given):
 
 def _multilabel(root, split):
     found = read_multilabel(root, split)
+    names = [str(path) for path in found.paths]
     return ImageFiles(
-        lambda i: read_file(found.paths[i]),
-        [str(path) for path in found.paths],
+        lambda i: read_file(names[i]),
+        names,
         labels=found.labels,
         classes=found.classes,
+        known=lambda: digests(names, str(files.expanded(root))),
     )
 
 

@@ -51,7 +51,8 @@ def write(workdir: Path, content: Mapping[str, Any]) -> None:
 
     Args:
       content: "task"; "name" of the config file; "checkpoint" and, where it is known,
-        its "step"; "data"; "results", by name in per cent of the "tested" images, and
+        its "step"; the checksum of its "variables" and digests of the "images"; "data";
+        "results", by name in per cent of the "tested" images, and
         those "published"; "notes", lines.
     """
     files.write_json(workdir / "result.json", content)

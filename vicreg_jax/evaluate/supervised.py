@@ -108,7 +108,11 @@ class Supervised(Job):
         begin = partial(network.init, config=found.config)
         self._init = jax.jit(begin, out_shardings=whole)
         self.like = jax.eval_shape(self._init, variables)
-        self.facts = {"examples": len(kept), "encoder": checksum(variables)}
+        self.facts = {
+            "examples": len(kept),
+            "encoder": checksum(variables),
+            "data": found.fingerprint(),
+        }
         self.size = (
             f"config.data.batch_size {data.batch_size} on {self.mesh.size} device(s)"
         )

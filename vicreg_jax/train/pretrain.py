@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import optax
 
-from vicreg_jax import devices
+from vicreg_jax import devices, models
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches
-from vicreg_jax.devices import sharding
+from vicreg_jax.data.source import describe
+from vicreg_jax.devices import processes, sharding
 from vicreg_jax.methods import Method, health
 from vicreg_jax.refusals import Refusal, one_line
-from vicreg_jax.run import metrics_file, workdirs
+from vicreg_jax.run import code, metrics_file, workdirs
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.run.state import TrainState
 from vicreg_jax.train import build, memory_estimate, not_finite, online
@@ -69,11 +70,17 @@ def run(
       Diverged: loss or gradient stay not finite. The last checkpoint is good.
       KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    job = Pretraining(Config.parse(config), encoder, method, source, tx)
-    start_wandb = metrics_file.wandb_starter(job.config.wandb)
-    workdir = workdirs.claim(workdir, job.config).absolute()
-
-    with Session(job, workdir, start_wandb=start_wandb) as session:
+    config = Config.parse(config)
+    workdirs.agree(workdir, config)
+    with processes.all_or_none(Refusal, of=Refusal):
+        job = Pretraining(config, encoder, method, source, tx)
+        start_wandb = metrics_file.wandb_starter(job.config.wandb)
+    with (
+        workdirs.claimed(workdir, job.config) as (workdir, before),
+        Session(
+            job, workdir.absolute(), before=before, start_wandb=start_wandb
+        ) as session,
+    ):
         if session.finished:
             session.bar.note(f"{workdir} has finished its {job.total} steps")
             state = session.state
@@ -115,7 +122,12 @@ class Pretraining(Job):
         self.checkpoint_steps = config.every.checkpoint_epochs * self.epoch
         self.judge_steps = config.evaluate.knn_epochs * self.epoch
         self.profile_step = config.every.profile_step
-        self.facts = {"examples": len(self.images)}
+        self.facts = {
+            "examples": len(self.images),
+            "data": dict(self.images.fingerprint()),
+        }
+        if own := code.of_class(type(self.method)):
+            self.facts["code"] = own
 
     def _set_watchers(self, width):
         """What watches the run by its labels."""
@@ -172,6 +184,33 @@ class Pretraining(Job):
             for count in {1, self.at_once}
         }
         self._gather = jax.jit(tuple, out_shardings=sharding.whole(mesh))
+
+    def opening(self, before, start):
+        config, method = self.config, self.method
+        model = config.model.encoder
+        if models.spec(method.encoder) is None:
+            model = type(method.encoder).__name__
+        dropped = len(self.images) - self.epoch * config.data.batch_size
+        lines = [
+            f"{method.title} on {model}: {describe(self.images)};"
+            f" {config.epochs} epochs of {self.epoch:,} steps of"
+            f" {config.data.batch_size:,} images ({dropped:,} left out of each epoch);"
+            f" {processes.devices()}"
+        ]
+        if before and start and before.epochs != config.epochs:
+            lines.append(self._other_epochs(before, start))
+        return lines
+
+    def _other_epochs(self, before, start):
+        line = f"config.epochs was {before.epochs}, is {self.config.epochs}"
+        if self._schedule:
+            old, _ = build.optimizer(before, self.epoch)
+            rates = (
+                f"{float(old(start - 1)):.3g}",
+                f"{float(self._schedule(start)):.3g}",
+            )
+            line += ": the learning rate goes from {} to {}".format(*rates)
+        return line
 
     def init(self):
         state = self._init()

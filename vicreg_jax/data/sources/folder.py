@@ -6,7 +6,7 @@ from collections import Counter, deque
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.data.image_files import ImageFiles, read_file
+from vicreg_jax.data.image_files import ImageFiles, digests, read_file
 from vicreg_jax.refusals import NotFound, Refusal, Unusable
 
 __all__ = ["ENDINGS", "open_folder"]
@@ -63,6 +63,7 @@ def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> Image
         classes=[] if labels is None else classes,
         threads=threads,
         skipped=skipped,
+        known=lambda: digests(paths, str(root)),
     )
 
 

@@ -74,6 +74,7 @@ def open_prepared(path: str | os.PathLike, *, threads: int | None = None) -> Ima
         labels=labels,
         classes=index["classes"],
         threads=threads or readers(root),
+        known=lambda: {"checksums of files": _digest(index["files"])},
     )
 
 
@@ -92,6 +93,11 @@ def verify(path: str | os.PathLike) -> list[str]:
 
     entries = read_index(root, sizes=False)["files"]
     return [entry["file"] for entry in entries if not good(entry)]
+
+
+def _digest(entries):
+    known = [[entry["file"], entry["bytes"], entry["crc32"]] for entry in entries]
+    return files.digest(json.dumps(known).encode())
 
 
 class _Examples:

@@ -1,5 +1,6 @@
 """Data sets of tfds, prepared by it or here; it decodes them as all other images."""
 
+import json
 import re
 
 import numpy as np
@@ -112,7 +113,18 @@ def _on_disk(builder, split):
         labels=labels,
         classes=names or (),
         threads=threads,
+        known=lambda: {"data set": _digest(builder, split)},
     )
+
+
+def _digest(builder, split):
+    """Returns a digest of which data set it is, and of the sizes of its files."""
+    info, known = builder.info, builder.info.splits[split]
+    facts = [info.full_name, split, known.num_examples]
+    facts += [[x.examples_in_shard, x.skip, x.take] for x in known.file_instructions]
+    whole = [info.splits[name] for name in sorted(info.splits)]
+    facts += [[x.name, x.num_bytes, list(x.shard_lengths or [])] for x in whole]
+    return files.digest(json.dumps(facts).encode())
 
 
 def _in_memory(builder, split, *, channels):

@@ -51,6 +51,16 @@ class Records:
         start, length = self._where[index].tolist()
         return files.read(self._paths[self._file[index]], start, length)
 
+    def digests(self) -> dict[str, str]:
+        """Returns digests of the names of the files, and of the records' lengths."""
+        names = "\n".join(os.path.basename(path) for path in self._paths)
+        return {
+            "names of files": files.digest(names.encode(errors="surrogateescape")),
+            "lengths of records": files.digest(
+                self._file.data, np.ascontiguousarray(self._where).reshape(-1).data
+            ),
+        }
+
     def name(self, index: int) -> str:
         return f"{self._paths[self._file[index]]}@{self._where[index][0]}"
 
@@ -148,6 +158,7 @@ def open_tfrecords(pattern: str) -> ImageFiles:
         Names(records.name, len(records)),
         labels=Labels(read_label, len(records), readers(pattern)) if label else None,
         threads=readers(pattern),
+        known=records.digests,
     )
 
 
