@@ -13,7 +13,15 @@ from jax.experimental import multihost_utils
 from vicreg_jax import files
 from vicreg_jax.refusals import Refusal, one_line
 
-__all__ = ["agree", "all_or_none", "devices", "first_line", "of_first", "preempted"]
+__all__ = [
+    "agree",
+    "all_or_none",
+    "devices",
+    "first_line",
+    "of_all",
+    "of_first",
+    "preempted",
+]
 
 
 LONGEST = 4000  # bytes of a line
@@ -35,6 +43,13 @@ def of_first(answer: bool) -> bool:
     if jax.process_count() == 1:
         return answer
     return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
+
+
+def of_all(number: float) -> list[float]:
+    """Returns the numbers of all processes."""
+    if jax.process_count() == 1:
+        return [number]
+    return multihost_utils.process_allgather(np.float32(number)).tolist()
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from vicreg_jax import config as configs
 from vicreg_jax import files, methods
 from vicreg_jax.config import Config
 from vicreg_jax.refusals import NotFound, Refusal, one_line
+from vicreg_jax.run import goodput
 
 __all__ = ["Gallery", "Record", "check_gallery", "is_number", "read_run"]
 
@@ -31,6 +32,7 @@ class Record(NamedTuple):
     environment: dict[str, Any]
     few_labels: list[dict[str, Any]]
     results: list[dict[str, Any]]  # of eval/*/result.json
+    starts: list[dict[str, Any]]  # lines of starts.jsonl
     diagnostics: dict[str, dict[str, Any]]  # name of its folder -> diagnostics.json
     unreadable: list[str]  # files that are there, but not what they should be
 
@@ -84,6 +86,11 @@ def read_run(workdir: str | os.PathLike) -> Record:
         lines, damaged = _metrics(workdir / "metrics.jsonl")
     except OSError:
         unreadable.append("metrics.jsonl")
+    starts = []
+    try:
+        starts = goodput.read(workdir)
+    except Refusal:
+        unreadable.append(goodput.NAME)
     return Record(
         name=_printable(workdir.resolve().name),
         config=config,
@@ -93,6 +100,7 @@ def read_run(workdir: str | os.PathLike) -> Record:
         environment=one("environment.json", _is_mapping, {}),
         few_labels=one("few_labels.json", _is_few_labels, []),
         results=list(found("eval/*/result.json", _is_result).values()),
+        starts=starts,
         diagnostics=found("eval/*/diagnostics.json", _is_mapping),
         unreadable=unreadable,
     )

@@ -20,8 +20,9 @@ from vicreg_jax import devices, files
 from vicreg_jax.config import Config, Evaluation, fields
 from vicreg_jax.devices import processes, sharding
 from vicreg_jax.refusals import Diverged, Refusal, Unusable
-from vicreg_jax.run import checksums, progress, rerun, workdirs
+from vicreg_jax.run import checksums, goodput, progress, rerun, workdirs
 from vicreg_jax.run.checkpoints import Checkpoints
+from vicreg_jax.run.goodput import Goodput
 from vicreg_jax.run.prefetch import Feed
 from vicreg_jax.run.recorder import Recorder
 from vicreg_jax.run.signals import Stop
@@ -123,6 +124,7 @@ class Session:
         somebody sets it.
       watchdog: to be paused for what may take long.
       bar: shows what is going on.
+      goodput: counts what the time goes into.
     """
 
     def __init__(
@@ -161,6 +163,7 @@ class Session:
                 workdirs.write_config(workdir, job.config)
                 where = devices.environment() | {"memory_per_device": job.size}
                 files.write_json(workdir / "environment.json", where)
+            self.goodput = Goodput(workdir, self.start)
             self.bar = progress.Bar(total=job.total, done=self.start, silent=not lead)
             closing.callback(self.bar.close)
             for text in self._opening():
@@ -193,6 +196,7 @@ class Session:
             wandb_run = self._start_wandb(self.workdir, config, self.bar.note)
         if wandb_run:
             self._closing.callback(self._finish, wandb_run)
+        self.goodput.add("starting", self.goodput.in_steps())
         self._may_go_back, self._spikes = True, Spikes(self.job.config.guard.spike)
         while True:
             try:
@@ -232,10 +236,11 @@ class Session:
                 workdirs.list_broken, job.images, self.workdir, self.bar.note
             )
             self.bar.say("compiling")
-            state = job.init() if self.state is None else self.state
+            with self.goodput.spent("compiling"):
+                state = job.init() if self.state is None else self.state
             self.state = None  # its buffers are given to the first step
             compiled, behind = set(), None
-            for span, batch in feed:
+            for span, batch in self.goodput.timed("waiting for data", feed):
                 step = span[-1] + 1
                 state, values, outputs = self._dispatch(
                     state, batch, span, compiled, recorder
@@ -259,14 +264,27 @@ class Session:
                 stopped = processes.preempted() if self._together else self._stop.signal
                 if due or stopped:
                     recorder.flush()
-                    with self.watchdog.paused():
+                    with self.watchdog.paused(), self.goodput.spent("saving"):
                         score = (found or {}).get("knn_top1")
                         self.checkpoints.save(step, state, score=score)
+                    self._compare(step)
                 if stopped:
                     self._leave(step)
-            with self.watchdog.paused():
+            with self.watchdog.paused(), self.goodput.spent("saving"):
                 self.checkpoints.wait()
+        if jax.process_index() == 0:
+            self.goodput.write(job.total)
+        self.bar.note(goodput.words(self.goodput.lines()))
         return state
+
+    def _compare(self, step):
+        """Says which of several processes holds the others up."""
+        if not self._together:
+            return
+        steps, seconds = step - self.start, self.goodput.in_steps()
+        own = processes.of_all((seconds - self.goodput.blocked) / steps)
+        if line := goodput.slowest(own, seconds / steps):
+            self.bar.note(f"step {step}: {line}")
 
     def _opening(self):
         """Returns lines on what is to be done, where it begins and what it may lack."""
@@ -299,6 +317,7 @@ class Session:
                 jax.block_until_ready(result)
         if fresh or profiled:  # no part of the rates
             recorder.pause(time.perf_counter() - begin)
+            self.goodput.add("compiling", time.perf_counter() - begin)
         if profiled:
             self.bar.note(f"step {span[-1] + 1} is profiled: {folder}")
         return result
@@ -324,7 +343,8 @@ class Session:
 
     def _look(self, state, step, values, batch):
         """Raises where too many steps in a row were skipped, or the loss has left."""
-        loss, row = jax.device_get((values["loss"], values["skipped_in_a_row"]))
+        with self.goodput.blocking():
+            loss, row = jax.device_get((values["loss"], values["skipped_in_a_row"]))
         if first := self._spikes.look(step, float(loss)):
             what = (
                 f"loss {loss:.4g} at step {step}, above {self._spikes.bound():.4g} for"
@@ -357,12 +377,15 @@ class Session:
         with self.watchdog.paused():
             found = self.job.judge(state, self.bar.note)
         recorder.pause(time.perf_counter() - begin)
+        self.goodput.add("judging", time.perf_counter() - begin)
         return found
 
     def _leave(self, step):
         """Ends a job that was told to stop, once all is saved."""
-        with self.watchdog.paused():
+        with self.watchdog.paused(), self.goodput.spent("saving"):
             self.checkpoints.wait()
+        if jax.process_index() == 0:
+            self.goodput.write(step)
         self.bar.note(
             f"stopped and saved at step {step} of {self.job.total}; the same command"
             " continues"
