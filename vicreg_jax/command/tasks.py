@@ -20,9 +20,18 @@ from vicreg_jax.evaluate import gallery
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.run import workdirs
+from vicreg_jax.train import replaying
 from vicreg_jax.weights import export, hub, loading
 
-__all__ = ["judge", "prepare", "pretrain", "run", "write_export", "write_report"]
+__all__ = [
+    "judge",
+    "prepare",
+    "pretrain",
+    "replay",
+    "run",
+    "write_export",
+    "write_report",
+]
 
 
 def pretrain(config: Config, workdir: Path) -> None:
@@ -104,11 +113,21 @@ def write_export(config: Evaluation, workdir: Path) -> None:
         print(hub.push(workdir, options.hub), file=sys.stderr)
 
 
+def replay(config: Evaluation, workdir: Path) -> None:
+    """Computes a step of a run again, and prints what it finds."""
+    _need_one_process("a replay")
+    step = config.step
+    if config.batch:
+        workdir, step = replaying.of_batch(config.batch)
+    replaying.show(workdir, train.replay(workdir, step))
+
+
 TASKS: dict[str, Callable[[Config | Evaluation, Path], None]] = {
     "pretrain": pretrain,
     "prepare": prepare,
     "export": write_export,
     "report": write_report,
+    "replay": replay,
 }
 
 
@@ -120,8 +139,8 @@ def run(config: Config | Evaluation, workdir: str | None, *, name: str) -> None:
       name: of the recipe.
     """
     folder = Path("runs", name)
-    if config.task == "report" and not workdir:
-        raise Refusal("--workdir is missing: the folder of the run to report on")
+    if config.task in ("report", "replay") and not (workdir or config.batch):
+        raise Refusal(f"--workdir is missing: the folder of the run to {config.task}")
     if config.task in evaluations.TASKS:
         trained = files.expanded(config.checkpoint)
         if (trained / "config.json").is_file():

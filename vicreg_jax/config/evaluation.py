@@ -53,6 +53,7 @@ READS = {
     "features": ("checkpoint", "data", "lidar"),
     "export": ("checkpoint", "export"),
     "report": (),
+    "replay": ("step", "batch"),
 }
 Task = Annotated[str, Limit(READS.__contains__, f"must be one of {', '.join(READS)}")]
 
@@ -153,6 +154,8 @@ class Evaluation(Settings):
     logistic: Logistic = field(default_factory=Logistic)
     svm: Svm = field(default_factory=Svm)
     export: Export = field(default_factory=Export)
+    step: NotNegative[int] = 0  # of a run, to be computed again
+    batch: str = ""  # or the file RUN/not_finite_STEP.npz
 
     # What lies at the paths has checksums.
     CHANGEABLE = ("checkpoint", "data.path", "data.test_path", "export.", "guard.")
@@ -174,7 +177,12 @@ class Evaluation(Settings):
                 f"config.head makes a bank of {head.bank}, but an encoder is fine-tuned"
                 " with one head; give one rate, weight decay and layer"
             )
-        if self.task != "report" and not self.checkpoint:
+        if self.task == "replay" and (self.step > 0) == bool(self.batch):
+            yield (
+                "the task replay needs config.step, from 1 on, or config.batch, a file"
+                f" RUN/not_finite_STEP.npz; got {self.step} and {self.batch!r}"
+            )
+        if self.task not in ("report", "replay") and not self.checkpoint:
             yield (
                 "config.checkpoint is empty; give the workdir of a run, an exported"
                 " folder, or a .pth or .safetensors file"

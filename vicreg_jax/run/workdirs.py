@@ -18,7 +18,15 @@ from vicreg_jax.refusals import Refusal, Unusable, one_line
 from vicreg_jax.run import code, json_lines
 from vicreg_jax.run.lock import Lock
 
-__all__ = ["Claimed", "agree", "claimed", "held", "list_broken", "write_config"]
+__all__ = [
+    "Claimed",
+    "agree",
+    "claimed",
+    "config_of_run",
+    "held",
+    "list_broken",
+    "write_config",
+]
 
 
 class Claimed(NamedTuple):
@@ -81,7 +89,7 @@ def claimed(
     """
     with held(workdir) as path:
         with processes.all_or_none(Refusal, of=Refusal):
-            before = _config_of_run(path, type(config))
+            before = config_of_run(path, type(config))
             differences = before.differences(config) if before else []
             if differences:
                 raise Refusal(
@@ -91,8 +99,14 @@ def claimed(
         yield Claimed(path, before)
 
 
-def _config_of_run(workdir, kind):
-    """Returns the config of what was begun in a folder, None where nothing was."""
+def config_of_run(
+    workdir: Path, kind: type[Config | Evaluation]
+) -> Config | Evaluation | None:
+    """Returns the config of what was begun in a folder, None where nothing was.
+
+    Raises:
+      Unusable: config.json is missing or damaged.
+    """
     path, record = workdir / "config.json", workdir / "metrics.jsonl"
     begun = any(workdir.glob("checkpoints/[0-9]*"))
     begun = begun or (record.exists() and record.stat().st_size > 0)

@@ -13,7 +13,7 @@ import optax
 
 from vicreg_jax import devices, models
 from vicreg_jax.config import Config
-from vicreg_jax.data import batches
+from vicreg_jax.data import batches, plan
 from vicreg_jax.data.source import describe
 from vicreg_jax.devices import processes, sharding
 from vicreg_jax.methods import Method, health
@@ -224,8 +224,16 @@ class Pretraining(Job):
             batch = jax.tree.map(lambda *x: np.stack(x, axis=1), *made)
         labels = None
         if self._probe:
-            labels = self._probe.labels(self._planner(span[0]).indices[rows])
+            labels = self._probe.labels(self.plan(span[0]).indices[rows])
         return batch, labels
+
+    def plan(self, step: int) -> plan.Plan:
+        """Returns which images a step has, from 0 on, and their random numbers."""
+        return self._planner(step)
+
+    def views(self, batch: batches.Batch) -> jax.Array:
+        """Returns the views [n, v, h, w, c] of the batch of one step."""
+        return self._batches.render(self._batches.resident(), batch)
 
     def step(self, state, batch, count):
         batch, labels = batch
@@ -281,9 +289,9 @@ class Pretraining(Job):
             batch = jax.tree.map(lambda x: x[:, -1], batch)
         path = workdir / f"not_finite_{step}.npz"
         parameters = {k: np.asarray(v) for k, v in batch.parameters._asdict().items()}
-        indices = self._planner(step - 1).indices
+        indices = self.plan(step - 1).indices
         np.savez(path, indices=indices, images=np.asarray(batch.images), **parameters)
-        views = self._batches.render(self._batches.resident(), batch)
+        views = self.views(batch)
         variables = state.params, state.others()
         try:
             where = f"first in {not_finite.explain(self.method, *variables, views)}"
