@@ -21,6 +21,7 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.config import Config, Guard
 from vicreg_jax.data.augment import draw, on_host
+from vicreg_jax.data.labels import Labels
 from vicreg_jax.data.source import How
 from vicreg_jax.refusals import Refusal, require
 
@@ -48,6 +49,7 @@ class ImageFiles:
       read: index -> the bytes of an image; called from several threads.
       names: of the images, for messages; a sequence.
       labels: int [n], or None.
+      read_label: instead of them, index -> the label of an image, see `Labels`.
       classes: names of the labels.
       threads: that decode at once; by default as many as this process has cores.
       skipped: reason -> how many files were passed over.
@@ -64,6 +66,7 @@ class ImageFiles:
         names: Sequence[str],
         *,
         labels: np.ndarray | None = None,
+        read_label: Callable[[int], int] | None = None,
         classes: Sequence[str] = (),
         threads: int | None = None,
         skipped: Mapping[str, int] | None = None,
@@ -79,6 +82,8 @@ class ImageFiles:
         self._lock = threading.Lock()
         self.threads = threads or cores()
         self._threads = ThreadPoolExecutor(self.threads)
+        if read_label:
+            self.labels = Labels(read_label, names, classes, self.threads, self._note)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -206,14 +211,8 @@ class ImageFiles:
         """
 
         def one(index):
-            try:
+            with self._refusing(index):
                 image = self._decoded(index, channels)
-            except files.Unreachable:
-                raise
-            except Exception as error:  # whatever a damaged file makes Pillow raise
-                raise Refusal(
-                    f"{self.names[index]} cannot be read ({error}); mend or remove it"
-                ) from error
             width, height = image.size
             least = min(width, height)
             sides = (shorter * width // least, shorter * height // least)
@@ -242,10 +241,15 @@ class ImageFiles:
         return _pixels(self._decoded(index, channels), channels)
 
     def stack(self, *, channels: int = 3) -> np.ndarray:
-        """Returns all images, which are of one size, uint8 [n, h, w, c]."""
+        """Returns all images, which are of one size, uint8 [n, h, w, c].
+
+        Raises:
+          Refusal: an image cannot be read.
+        """
 
         def one(index):
-            return self.whole(index, channels=channels)
+            with self._refusing(index):
+                return self.whole(index, channels=channels)
 
         return np.stack(list(self._threads.map(one, range(len(self)))))
 
@@ -281,7 +285,22 @@ class ImageFiles:
         except files.Unreachable:  # to replace its images would change the training
             raise
         except Exception as error:
-            self.broken[index] = reason_of(error)
+            self._note(index, error)
+
+    def _note(self, index, error):
+        self.broken[index] = reason_of(error)
+
+    @contextmanager
+    def _refusing(self, index):
+        """Raises Refusal instead of what an image makes Pillow raise."""
+        try:
+            yield
+        except files.Unreachable:
+            raise
+        except Exception as error:  # whatever a damaged file makes Pillow raise
+            raise Refusal(
+                f"{self.names[index]} cannot be read ({error}); mend or remove it"
+            ) from error
 
     @contextmanager
     def _timed(self, stage):

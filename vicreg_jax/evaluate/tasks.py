@@ -144,7 +144,7 @@ class Task:
             "checkpoint": self.config.checkpoint,
             "step": self.encoder.step,
             "data": data.dataset if data.name == "tfds" else data.path or data.name,
-            "tested": len(self.inputs.test),
+            "tested": len(self.inputs.tested),
             "results": dict(table),
             "published": results.published(task, self.encoder.module, self.inputs),
             "notes": list(notes),
