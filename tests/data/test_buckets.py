@@ -15,6 +15,7 @@ from helpers import tfrecords
 from helpers.pictures import POLICY, pictures, uniforms
 from helpers.processes import DIGITS, main
 from helpers.stand_in import StandIn
+from helpers.tfrecords import example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -53,24 +54,6 @@ def server():
 def bucket(server):
     server.clear()
     return server
-
-
-def example(image, label):
-    """The bytes of a tf.train.Example."""
-
-    def part(number, data):
-        size, head = len(data), [number << 3 | 2]
-        while size > 127:
-            head.append(size & 127 | 128)
-            size >>= 7
-        return bytes([*head, size]) + data
-
-    def entry(key, feature):
-        return part(1, part(1, key) + part(2, feature))
-
-    held = entry(b"image/encoded", part(1, part(1, image)))
-    held += entry(b"image/class/label", part(3, bytes([1 << 3, label])))
-    return part(1, held)
 
 
 @pytest.fixture(scope="module")

@@ -29,3 +29,21 @@ def file_of(records):
         for part in (len(record).to_bytes(8, "little"), record):
             found += [part, masked(part).to_bytes(4, "little")]
     return b"".join(found)
+
+
+def example(image, label):
+    """The bytes of a tf.train.Example of an encoded image."""
+
+    def part(number, data):
+        size, head = len(data), [number << 3 | 2]
+        while size > 127:
+            head.append(size & 127 | 128)
+            size >>= 7
+        return bytes([*head, size]) + data
+
+    def entry(key, feature):
+        return part(1, part(1, key) + part(2, feature))
+
+    held = entry(b"image/encoded", part(1, part(1, image)))
+    held += entry(b"image/class/label", part(3, bytes([1 << 3, label])))
+    return part(1, held)

@@ -4,6 +4,7 @@ Pillow's decoder and filters leave Python's lock, so threads scale; its results 
 torchvision's crops are made of. Colours are left to the device, or to `on_host`.
 """
 
+import functools
 import io
 import os
 import re
@@ -13,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,9 @@ from vicreg_jax.refusals import Refusal, require
 
 __all__ = [
     "BROKEN_AT_MOST",
-    "FORMATS",
     "ImageFiles",
     "cores",
+    "formats",
     "open_image",
     "read_file",
     "reason_of",
@@ -169,7 +169,7 @@ class ImageFiles:
             "finished": self._fill_views,
         }
         filters = [policy.interpolation for policy in policies]
-        fill = partial(fills[how.kind], how.size, filters)
+        fill = functools.partial(fills[how.kind], how.size, filters)
         parameters, rows = None, np.arange(b)
         while len(rows):
             images = list(self._threads.map(self._open, indices[rows].tolist()))
@@ -178,7 +178,7 @@ class ImageFiles:
             each = (draw.Parameters(*row) for row in zip(*found, strict=True))
             outs = (pictures[row] for row in rows)
             jobs = indices[rows].tolist(), images, each, outs
-            good = list(self._threads.map(partial(self._cut, fill), *jobs))
+            good = list(self._threads.map(functools.partial(self._cut, fill), *jobs))
             parameters = parameters or found
             for whole, part in zip(parameters, found, strict=True):
                 whole[rows] = part
@@ -365,7 +365,7 @@ def open_image(data: bytes) -> Any:
         sane, and more than 8 bits per channel.
     """
     pil = _pillow()
-    image = pil.open(io.BytesIO(data), formats=FORMATS)
+    image = pil.open(io.BytesIO(data), formats=formats())
     most = pil.MAX_IMAGE_PIXELS
     if most and image.width * image.height > most:
         raise ValueError(
@@ -377,6 +377,14 @@ def open_image(data: bytes) -> Any:
     if deep or any(re.search(";16[A-Z]", str(tile[3])) for tile in image.tile):
         raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
     return image
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Returns the formats that are read, AVIF where the installed Pillow can."""
+    features = require("PIL.features", "reading image files", install="pillow")
+    able = "avif" in features.modules and features.check("avif")
+    return (*FORMATS, "AVIF") if able else FORMATS
 
 
 def read_file(path: str) -> bytes:

@@ -15,6 +15,7 @@ from vicreg_jax.data.image_files import ImageFiles, read_file
 from vicreg_jax.data.labels import exist, known
 from vicreg_jax.data.source import Source, check_channels, count_classes
 from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.evaluate import apart
 from vicreg_jax.evaluate.features import Whole
 from vicreg_jax.evaluate.multilabel import read_multilabel
 from vicreg_jax.refusals import Refusal
@@ -54,7 +55,8 @@ def open_inputs(config: Evaluation, encoder: Encoder) -> Inputs:
     Of others only images with a label are used, but for the task features.
 
     Raises:
-      Refusal: there is no such data, or it lacks what it needs.
+      Refusal: there is no such data, it lacks what it needs, or it is judged on its
+        own training images.
     """
     multilabel, given = config.task == "svm", config.data
     if multilabel:
@@ -78,6 +80,10 @@ def open_inputs(config: Evaluation, encoder: Encoder) -> Inputs:
         classes = _count_classes(train, test) if judged else 0
         kept = _kept(train, config)
         tested = np.arange(0) if test is None else _used(test, judged)
+    if test is not None and config.task != "features":
+        records = seen.data.name == "tfrecord"
+        patterns = (seen.data.path, given.test_path) if records else ()
+        apart.check(train, test, patterns=patterns)
     size = seen.data.image_size
     if 0 < given.shorter_side < size:
         raise Refusal(

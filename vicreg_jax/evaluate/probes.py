@@ -13,6 +13,7 @@ from vicreg_jax.config import Config
 from vicreg_jax.data import plan
 from vicreg_jax.data.labels import known
 from vicreg_jax.data.source import Arrays, Splits
+from vicreg_jax.evaluate import apart
 from vicreg_jax.evaluate.features import encode
 from vicreg_jax.refusals import Refusal, require
 from vicreg_jax.report.uncertainty import margin
@@ -42,8 +43,8 @@ def check(splits: Splits, config: Config) -> None:
     """Raises, before any training, what would stop `few_labels` after it.
 
     Raises:
-      Refusal: a split without labels or of files, or more labels asked for than a
-        class has.
+      Refusal: a split without labels or of files, more labels asked for than a class
+        has, or test images that are training images.
       ModuleNotFoundError: scikit-learn is not installed.
     """
     train, test = splits
@@ -66,6 +67,7 @@ def check(splits: Splits, config: Config) -> None:
             f"config.evaluate.labels_per_class asks for {most}; a class has only"
             f" {fewest}"
         )
+    apart.check(train, test)
     check_installed()
 
 

@@ -41,6 +41,11 @@ def open_tfds(
     length = _length(dataset, known, split, "split")
     if test_split:
         _length(dataset, known, test_split, "test_split")
+        if _overlap(known[split], known[test_split]):
+            raise Refusal(
+                f"config.data.test_split {test_split!r} of {dataset} has examples of"
+                f" the split {split!r}; an evaluation would find them again"
+            )
     size = np.inf if None in shape else length * np.prod(shape, dtype=float)
     used = [part.partition("[")[0].strip() for part in split.split("+")]
     if len(set(used)) < len(used) or ("all" in used and len(used) > 1):
@@ -71,6 +76,21 @@ def _length(dataset, known, split, field):
     if not length:
         raise Refusal(f"config.data.{field} {split!r} of {dataset} is empty")
     return length
+
+
+def _overlap(a, b):
+    """Tells whether two splits share an example, as their parts of files say."""
+
+    def spans(split):
+        for part in split.file_instructions:
+            count = part.examples_in_shard - part.skip if part.take < 0 else part.take
+            yield str(part.filename), part.skip, part.skip + count
+
+    return any(
+        file == other and max(start, begin) < min(stop, end)
+        for file, start, stop in spans(a)
+        for other, begin, end in spans(b)
+    )
 
 
 def _check_image(dataset, features):
