@@ -150,7 +150,7 @@ def test_only_regular_files_that_are_not_hidden_are_images(tmp_path):
     assert images.skipped == {
         "hidden": 2,
         "no regular file": 3,
-        "of another ending": 1,
+        ".txt": 1,
         "class folder without images": 1,
     }
 

@@ -4,6 +4,7 @@ Pillow's decoder and filters leave Python's lock, so threads scale; its results 
 torchvision's crops are made of. Colours are left to the device, or to `on_host`.
 """
 
+import functools
 import io
 import os
 import re
@@ -13,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,16 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.config import Config, Guard
 from vicreg_jax.data.augment import draw, on_host
+from vicreg_jax.data.labels import Labels
 from vicreg_jax.data.source import How, digest_of_labels
 from vicreg_jax.refusals import Refusal, Unusable, require
 
 __all__ = [
     "BROKEN_AT_MOST",
-    "FORMATS",
     "ImageFiles",
     "cores",
     "digests",
+    "formats",
     "open_image",
     "read_file",
     "reason_of",
@@ -50,6 +51,7 @@ class ImageFiles:
       read: index -> the bytes of an image; called from several threads.
       names: of the images, for messages; a sequence.
       labels: int [n], or None.
+      read_label: instead of them, index -> the label of an image, see `Labels`.
       classes: names of the labels.
       threads: that decode at once; by default as many as this process has cores.
       skipped: reason -> how many files were passed over.
@@ -67,12 +69,13 @@ class ImageFiles:
         names: Sequence[str],
         *,
         labels: np.ndarray | None = None,
+        read_label: Callable[[int], int] | None = None,
         classes: Sequence[str] = (),
         threads: int | None = None,
         skipped: Mapping[str, int] | None = None,
         known: Callable[[], Mapping[str, str]] = dict,
     ):
-        self._pil, self._known = _pillow(), cache(known)
+        self._pil, self._known = _pillow(), functools.cache(known)
         self.read = read
         self.names, self.labels, self.classes = names, labels, classes
         self.skipped = dict(skipped or {})
@@ -83,6 +86,8 @@ class ImageFiles:
         self._lock = threading.Lock()
         self.threads = threads or cores()
         self._threads = ThreadPoolExecutor(self.threads)
+        if read_label:
+            self.labels = Labels(read_label, names, classes, self.threads, self._note)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -172,7 +177,7 @@ class ImageFiles:
             "finished": self._fill_views,
         }
         filters = [policy.interpolation for policy in policies]
-        fill = partial(fills[how.kind], how.size, filters)
+        fill = functools.partial(fills[how.kind], how.size, filters)
         parameters, rows = None, np.arange(b)
         while len(rows):
             images = list(self._threads.map(self._open, indices[rows].tolist()))
@@ -181,7 +186,7 @@ class ImageFiles:
             each = (draw.Parameters(*row) for row in zip(*found, strict=True))
             outs = (pictures[row] for row in rows)
             jobs = indices[rows].tolist(), images, each, outs
-            good = list(self._threads.map(partial(self._cut, fill), *jobs))
+            good = list(self._threads.map(functools.partial(self._cut, fill), *jobs))
             parameters = parameters or found
             for whole, part in zip(parameters, found, strict=True):
                 whole[rows] = part
@@ -214,14 +219,8 @@ class ImageFiles:
         """
 
         def one(index):
-            try:
+            with self._refusing(index):
                 image = self._decoded(index, channels)
-            except files.Unreachable:
-                raise
-            except Exception as error:  # whatever a damaged file makes Pillow raise
-                raise Refusal(
-                    f"{self.names[index]} cannot be read ({error}); mend or remove it"
-                ) from error
             width, height = image.size
             least = min(width, height)
             sides = (shorter * width // least, shorter * height // least)
@@ -250,10 +249,15 @@ class ImageFiles:
         return _pixels(self._decoded(index, channels), channels)
 
     def stack(self, *, channels: int = 3) -> np.ndarray:
-        """Returns all images, which are of one size, uint8 [n, h, w, c]."""
+        """Returns all images, which are of one size, uint8 [n, h, w, c].
+
+        Raises:
+          Refusal: an image cannot be read.
+        """
 
         def one(index):
-            return self.whole(index, channels=channels)
+            with self._refusing(index):
+                return self.whole(index, channels=channels)
 
         return np.stack(list(self._threads.map(one, range(len(self)))))
 
@@ -289,7 +293,22 @@ class ImageFiles:
         except files.Unreachable:  # to replace its images would change the training
             raise
         except Exception as error:
-            self.broken[index] = reason_of(error)
+            self._note(index, error)
+
+    def _note(self, index, error):
+        self.broken[index] = reason_of(error)
+
+    @contextmanager
+    def _refusing(self, index):
+        """Raises Refusal instead of what an image makes Pillow raise."""
+        try:
+            yield
+        except files.Unreachable:
+            raise
+        except Exception as error:  # whatever a damaged file makes Pillow raise
+            raise Refusal(
+                f"{self.names[index]} cannot be read ({error}); mend or remove it"
+            ) from error
 
     @contextmanager
     def _timed(self, stage):
@@ -354,7 +373,7 @@ def open_image(data: bytes) -> Any:
         sane, and more than 8 bits per channel.
     """
     pil = _pillow()
-    image = pil.open(io.BytesIO(data), formats=FORMATS)
+    image = pil.open(io.BytesIO(data), formats=formats())
     most = pil.MAX_IMAGE_PIXELS
     if most and image.width * image.height > most:
         raise ValueError(
@@ -389,6 +408,14 @@ def digests(paths: Sequence[str], root: str) -> dict[str, str]:
         "names of files": files.digest(os.fsencode(names)),
         "sizes of files": files.digest(np.concatenate(found).data),
     }
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Returns the formats that are read, AVIF where the installed Pillow can."""
+    features = require("PIL.features", "reading image files", install="pillow")
+    able = "avif" in features.modules and features.check("avif")
+    return (*FORMATS, "AVIF") if able else FORMATS
 
 
 def read_file(path: str) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.config import Config
 from vicreg_jax.data.augment import draw
+from vicreg_jax.data.labels import checked
 from vicreg_jax.refusals import Refusal, one_line
 
 __all__ = [
@@ -43,7 +44,7 @@ class Source(Protocol):
     `Arrays` and `image_files.ImageFiles` are the two there are.
     """
 
-    labels: Any  # int [n], where there are any; indexed by integer arrays
+    labels: Any  # int [n], where there are any, see `labels`; indexed by int arrays
     classes: Sequence[str]  # names of the labels, perhaps none
     names: Sequence[str] | None  # of the files; None where images have none
     array: np.ndarray | None  # uint8 [n, h, w, c], where all images are one array
@@ -118,7 +119,7 @@ class Arrays:
     Args:
       images: a NumPy array or memory map, uint8 [n, h, w, c]; or anything with a length
         that an integer array indexes: images[indices] -> uint8 [b, h, w, c].
-      labels: int [n], or None.
+      labels: int [n], -1 for an image without one; or None.
       classes: names of the labels.
 
     Raises:
@@ -138,7 +139,9 @@ class Arrays:
         self.array = images if isinstance(images, np.ndarray) else None
         self.shape = _checked_shape(images)
         self.channels = self.shape[-1]
-        self.labels = labels if labels is None else _checked_labels(labels, len(self))
+        self.labels = None
+        if labels is not None:
+            self.labels = checked(labels, len(self), classes)
         self.seconds, self.broken, self.skipped = {}, {}, {}
 
     def __len__(self) -> int:
@@ -241,15 +244,6 @@ def digest_of_labels(labels: Any) -> dict[str, str]:
 def count_classes(source: Source) -> int:
     """Returns how many classes the labels have, the empty ones of a folder too."""
     return len(source.classes) or int(np.asarray(source.labels).max()) + 1
-
-
-def _checked_labels(labels, count):
-    labels = np.asarray(labels)
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise Refusal(
-            f"expected labels of int [{count}]; got {labels.dtype} {labels.shape}"
-        )
-    return labels
 
 
 def _checked_shape(images):

@@ -81,7 +81,7 @@ class Supervised(Job):
 
     Attributes:
       aside: int [m], the training images that choose among a bank of heads.
-      tested: int [t], all test images.
+      tested: int [t], the test images.
     """
 
     log_steps = 50
@@ -95,7 +95,7 @@ class Supervised(Job):
         if head.held_out and head.bank > 1:
             labels = np.asarray(found.train.labels)
             kept, self.aside = held_out(kept, labels, head.held_out, config.seed)
-        self.tested = np.arange(len(found.test))
+        self.tested = found.tested
         self._planner = _Chosen(kept, config.seed, data.batch_size)
         self.epoch = self._planner.steps_per_epoch
         self.checkpoint_steps = self.judge_steps = self.epoch

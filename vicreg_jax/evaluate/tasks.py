@@ -188,7 +188,7 @@ class Task:
             "step": self.encoder.step,
             **self.judged,
             "data": data.dataset if data.name == "tfds" else data.path or data.name,
-            "tested": len(self.inputs.test),
+            "tested": len(self.inputs.tested),
             "results": dict(table),
             "published": results.published(task, self.encoder.module, self.inputs),
             "notes": list(notes),

@@ -30,6 +30,7 @@ import numpy as np
 
 from vicreg_jax import files
 from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.labels import checked
 from vicreg_jax.data.sources.tfrecord import Names, readers
 from vicreg_jax.refusals import NotFound, Unusable, require
 
@@ -64,7 +65,8 @@ def open_prepared(path: str | os.PathLike, *, threads: int | None = None) -> Ima
         held = files.read(f"{root}/{LABELS}")
         if zlib.crc32(held) != last["crc32"]:
             raise Unusable(f"{root}/{LABELS} is damaged: its checksum is wrong")
-        labels = np.load(io.BytesIO(held)).astype(int)
+        labels = np.load(io.BytesIO(held))
+        labels = checked(labels, index["examples"], index["classes"])
     examples = _Examples(root, index["files"])
     if files.in_bucket(root):
         examples.try_bucket()
