@@ -203,10 +203,11 @@ def test_a_run_opens_with_what_it_is_to_do(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert said[:3] == [
         "VICReg on digits: 70 images in 7 classes; 2 epochs of 4 steps of 16 images"
-        " (6 left out of each epoch); 8 devices of 1 process",
+        " (6 left out of each epoch); 8 devices of 1 process (cpu)",
         f"in {tmp_path}",
         "compiling",
     ]
+    assert said[-1].startswith("time: ") and said[-1].endswith("(1 start)")
     train.run(SMALL | dict(epochs=4), tmp_path, source=source)
     said = capsys.readouterr().err.splitlines()
     line = "config.epochs was 2, is 4: the learning rate goes from "
@@ -216,6 +217,7 @@ def test_a_run_opens_with_what_it_is_to_do(tmp_path, capsys):
     assert new == pytest.approx(lines(tmp_path)[8]["learning_rate"], rel=1e-2)
     assert new > 2 * old
     assert said[2] == f"continuing {tmp_path} at step 8 of 16"
+    assert said[-1].endswith("(2 starts)")
 
 
 def test_a_method_whose_code_has_changed_is_continued_and_it_is_said(tmp_path, capsys):

@@ -92,6 +92,7 @@ def write_report(config: Evaluation, workdir: Path) -> None:
     """Writes the page of a run into its folder."""
     _need_one_process("a report")
     report.check_installed()
+    print(f"reporting on {workdir}", file=sys.stderr)
     page = report.write(workdir, gallery=gallery.of_run(workdir))
     print(f"{page} is written; open it in a browser", file=sys.stderr)
 

@@ -16,6 +16,7 @@ from vicreg_jax.refusals import Refusal, one_line
 __all__ = [
     "agree",
     "all_or_none",
+    "described",
     "devices",
     "first_line",
     "of_all",
@@ -124,6 +125,11 @@ def preempted() -> bool:
         return multihost_utils.reached_preemption_sync_point(next(_ASKED))
     except RuntimeError:
         return False
+
+
+def described() -> str:
+    """Returns how many devices and processes there are, and of which kind."""
+    return f"{devices()} ({jax.devices()[0].device_kind})"
 
 
 def devices() -> str:

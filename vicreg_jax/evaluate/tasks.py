@@ -119,7 +119,7 @@ class Task:
         words += f"{len(found.kept):,} of {describe(found.train)} for training"
         if found.test is not None:
             words += f", {describe(found.test)} for testing"
-        return f"{words}; {processes.devices()}; in {self.workdir}"
+        return f"{words}; {processes.described()}; in {self.workdir}"
 
     def parts(self, part: str, *, embed: bool = False) -> Iterator[dict]:
         """Yields the features of "train" or "test", kept in the workdir, file by file.

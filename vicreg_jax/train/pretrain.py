@@ -195,7 +195,7 @@ class Pretraining(Job):
             f"{method.title} on {model}: {describe(self.images)};"
             f" {config.epochs} epochs of {self.epoch:,} steps of"
             f" {config.data.batch_size:,} images ({dropped:,} left out of each epoch);"
-            f" {processes.devices()}"
+            f" {processes.described()}"
         ]
         if before and start and before.epochs != config.epochs:
             lines.append(self._other_epochs(before, start))
