@@ -51,7 +51,7 @@ def run(config: Evaluation, workdir: Path, *, name: str) -> None:
         workdir, before anything is written.
     """
     devices.mesh()
-    encoder = loading.load(config.checkpoint)
+    encoder = loading.load(config.checkpoint, stem=config.model.stem)
     inputs = open_inputs(config, encoder)
     if config.task != "features":
         need_labels(inputs)
