@@ -101,7 +101,8 @@ def write_export(config: Evaluation, workdir: Path) -> None:
     """Writes an encoder for others, and checks what they would compute with it."""
     _need_one_process("an export")
     devices.mesh()
-    encoder, options = loading.load(config.checkpoint), config.export
+    encoder = loading.load(config.checkpoint, stem=config.model.stem)
+    options = config.export
     size = options.image_size or encoder.known_size()
     encoder = dataclasses.replace(encoder, image_size=size)
     print(f"exporting {encoder.source} to {workdir}", file=sys.stderr)

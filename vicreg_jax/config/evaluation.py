@@ -18,7 +18,7 @@ from vicreg_jax.config.fields import (
     at_least,
     below,
 )
-from vicreg_jax.config.pretraining import Crop, Guard, Interpolation, Where
+from vicreg_jax.config.pretraining import Crop, Guard, Interpolation, Stem, Where
 
 __all__ = [
     "READS",
@@ -32,6 +32,7 @@ __all__ = [
     "Knn",
     "Lidar",
     "Logistic",
+    "Model",
     "Source",
     "Svm",
     "parse",
@@ -42,20 +43,27 @@ Source = Literal[
     "", "folder", "prepared", "tfds", "tfrecord", "arrays", "digits", "voc"
 ]
 Format = Literal["safetensors", "torch", "stablehlo", "detectron2"]
-_TRAINING = ("checkpoint", "epochs", "data", "augment", "head", "guard")
+_TRAINING = ("checkpoint", "epochs", "data", "augment", "head", "guard", "model")
 # task -> the fields and groups that it reads, besides task and seed
 READS = {
     "linear": _TRAINING,
     "finetune": (*_TRAINING, "finetune"),
-    "knn": ("checkpoint", "data", "knn"),
-    "logistic": ("checkpoint", "data", "logistic"),
-    "svm": ("checkpoint", "data", "svm"),
-    "features": ("checkpoint", "data", "lidar"),
-    "export": ("checkpoint", "export"),
+    "knn": ("checkpoint", "data", "knn", "model"),
+    "logistic": ("checkpoint", "data", "logistic", "model"),
+    "svm": ("checkpoint", "data", "svm", "model"),
+    "features": ("checkpoint", "data", "lidar", "model"),
+    "export": ("checkpoint", "export", "model"),
     "report": (),
     "replay": ("step", "batch"),
 }
 Task = Annotated[str, Limit(READS.__contains__, f"must be one of {', '.join(READS)}")]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a file of weights does not say of its network."""
+
+    stem: Literal["", Stem] = ""  # "": as its tensors look, with a note
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,7 @@ class Evaluation(Settings):
     checkpoint: str = ""  # workdir of a run, exported folder, .pth or .safetensors
     seed: Seed = 0
     epochs: Positive[int] = 100
+    model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     head: Head = field(default_factory=Head)

@@ -57,7 +57,7 @@ def run(config: Evaluation, workdir: Path, *, name: str) -> None:
     workdirs.agree(workdir, config)
     with processes.all_or_none(Refusal, of=Refusal):
         devices.mesh()
-        encoder = loading.load(config.checkpoint)
+        encoder = loading.load(config.checkpoint, stem=config.model.stem)
         inputs = open_inputs(config, encoder)
         if config.task != "features":
             need_labels(inputs)
