@@ -169,6 +169,11 @@ def test_processes_of_different_data_workdirs_or_evaluations_do_not_begin(
     statuses, said = finish(running)
     assert statuses == [2, 2], said
     assert all("data.names of files is" in x for x in said), said
+    homes[1] = tmp_path  # which has no such folder
+    running = start_processes(tmp_path / "a", 2, 1, *folder, homes=homes)
+    statuses, said = finish(running)
+    assert statuses == [2, 2], said
+    assert all(f"there is no folder '{tmp_path}/images'" in x for x in said), said
     own = {i: (f"--workdir={tmp_path / x}",) for i, x in enumerate("bc")}
     statuses, said = finish(start_processes(tmp_path / "b", 2, 1, own=own))
     assert statuses == [2, 2], said
