@@ -51,7 +51,9 @@ def judged(path, trained, workdir, name):
     judge = Encoder(encoder, variables, **sees, source="run")
     found = load(given, config)
     need_labels(found)
-    tasks.TASKS[given.task](tasks.Task(given, workdir / "run", judge, found, name))
+    judged = {"variables": 0, "images": found.fingerprint()}
+    task = tasks.Task(given, workdir / "run", judge, found, name, judged)
+    tasks.TASKS[given.task](task)
     return json.loads((workdir / "run" / "result.json").read_text())
 
 
@@ -112,7 +114,8 @@ def test_a_list_of_names_that_have_no_label_is_refused(trained, tmp_path, monkey
     config, _, _ = trained
     images = Arrays(np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, -1, -1]))
     images.names = ["a", "b", "c", "d"]
-    monkeypatch.setattr(inputs, "load_splits", lambda *_, **__: Splits(images, images))
+    test = Arrays(np.ones((4, 8, 8, 1), np.uint8), images.labels)
+    monkeypatch.setattr(inputs, "load_splits", lambda *_, **__: Splits(images, test))
     for listed, want in ("a\nc\n", [0]), ("b\na\n", [0, 1]):
         (tmp_path / "list.txt").write_text(listed)
         data = dict(name="arrays", path="x", names=str(tmp_path / "list.txt"))
