@@ -40,6 +40,7 @@ CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
 # Share of a data set: more than that is not an accident.
 BROKEN_AT_MOST = Guard.broken_images
 READERS = 16  # threads that ask a disk for sizes
+BITS = 258  # the tag of a TIFF, BitsPerSample
 # Pillow reads more, some by other programs: PostScript by Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 
@@ -382,7 +383,9 @@ def open_image(data: bytes) -> Any:
         )
     # Pillow clips the pixels of some modes to 0..255, and cuts others to 8 bits.
     deep = image.mode.startswith(("I", "F"))
-    if deep or any(re.search(";16[A-Z]", str(tile[3])) for tile in image.tile):
+    deep = deep or any(re.search(";16[A-Z]", str(tile[3])) for tile in image.tile)
+    # Of a TIFF whose channels lie apart it takes halves of pixels for pixels.
+    if deep or np.max(getattr(image, "tag_v2", {}).get(BITS, 8)) > 8:
         raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
     return image
 
