@@ -6,6 +6,8 @@ SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUPPORTED)' 2>/dev/null && echo $$p && break; done)
 BIN = .venv/bin
+# A file of tests is a matter of one process; more of them need 4 GB each.
+PARALLEL = -n 2 --dist loadfile
 
 .PHONY: demo test format clean
 
@@ -17,7 +19,7 @@ test: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 format: .venv/test
 	$(BIN)/ruff format .

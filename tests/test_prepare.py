@@ -1,10 +1,14 @@
 """The task prepare, and a run on what it wrote, as users start them."""
 
+import os
+
 import numpy as np
 from helpers.paths import ROOT
 from helpers.processes import main
 from helpers.runs import checkpoint_hash
 from PIL import Image
+
+from vicreg_jax.run.lock import Lock
 
 TRAIN = (
     *("--config.epochs=2", "--config.optimizer.warmup_epochs=1"),
@@ -50,6 +54,15 @@ def test_what_cannot_be_prepared_is_refused_in_one_line(tmp_path):
         assert done.returncode == 2 and message in done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "made").exists()
+
+
+def test_two_at_once_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "0.png")
+    with Lock(tmp_path):
+        done = prepare(f"--config.data.path={tmp_path}", f"--workdir={tmp_path}")
+    assert done.returncode == 2
+    assert f"{tmp_path} is held by process {os.getpid()} on " in done.stderr
 
 
 def test_training_on_an_unfinished_preparation_is_refused(tmp_path):

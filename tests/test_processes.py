@@ -9,6 +9,8 @@ import chex
 import jax
 import numpy as np
 import pytest
+from helpers.paths import ROOT
+from helpers.pictures import pictures
 from helpers.processes import finish, kill, start_processes
 from helpers.records import lines, without_times
 from helpers.runs import SMALL, checkpoint_hash, images
@@ -121,6 +123,68 @@ def test_a_run_killed_at_random_ends_bit_for_bit_like_an_uninterrupted_one(
 
 
 KILLS = 17  # in each of the three settings: 51 in all
+
+
+OTHERS = [
+    ("seed=1", "config.seed is 0 of process 0, 1 of process 1"),
+    ("epochs=5", "config.epochs is 4 of process 0, 5 of process 1"),
+    ("optimizer.base_lr=0.1", "config.optimizer.base_lr is 0.02 of process 0, 0.1 of"),
+    ("loss.invariance=1.0", "config.loss.invariance is 25.0 of process 0, 1.0 of pro"),
+    ("augment.flip=0.1", "config.augment.flip is 0.0 of process 0, 0.1 of process 1"),
+    ("every.log_steps=7", "config.every.log_steps is 5 of process 0, 7 of process 1"),
+    ("model.expander=(8,8)", "config.model.expander is [16, 16] of process 0, [8, 8]"),
+    ("data.batch_size=64", "config.data.batch_size is 96 of process 0, 64 of process"),
+    ("guard.skipped_steps=3", "config.guard.skipped_steps is 10 of process 0, 3 of p"),
+    ("evaluate.probe=True", "config.evaluate.probe is False of process 0, True of pr"),
+    ("wandb=x", "config.wandb is"),
+    ("epochs=0", "config.epochs must be positive; got 0"),
+    ("data.name=folder", "config.data.path is empty; data.name 'folder' needs the f"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field, text", OTHERS)
+def test_processes_of_different_configs_all_end_with_one_line(field, text, tmp_path):
+    own = {1: (f"--config.{field}",)}
+    statuses, said = finish(start_processes(tmp_path / "run", 2, 1, own=own))
+    assert statuses == [2, 2], said
+    for line in (x.strip().splitlines()[-1] for x in said):
+        assert line.startswith("vicreg_jax: ") and text in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_of_different_data_workdirs_or_evaluations_do_not_begin(
+    tmp_path, run
+):
+    homes = [tmp_path / x for x in ("here", "there")]
+    for home in homes:
+        pictures(home / "images", each=8)
+    (homes[1] / "images" / "a" / "1.png").rename(homes[1] / "images" / "a" / "x.png")
+    # Each its own data at one path, as a disk that is not shared has them.
+    folder = ("--config.data.name=folder", "--config.data.batch_size=8")
+    folder += ("--config.data.image_size=8", "--config.data.mean=(0.5,0.5,0.5)")
+    folder += ("--config.data.std=(0.2,0.2,0.2)", "--config.data.path=~/images")
+    running = start_processes(tmp_path / "a", 2, 1, *folder, homes=homes)
+    statuses, said = finish(running)
+    assert statuses == [2, 2], said
+    assert all("data.names of files is" in x for x in said), said
+    homes[1] = tmp_path  # which has no such folder
+    running = start_processes(tmp_path / "a", 2, 1, *folder, homes=homes)
+    statuses, said = finish(running)
+    assert statuses == [2, 2], said
+    assert all(f"there is no folder '{tmp_path}/images'" in x for x in said), said
+    own = {i: (f"--workdir={tmp_path / x}",) for i, x in enumerate("bc")}
+    statuses, said = finish(start_processes(tmp_path / "b", 2, 1, own=own))
+    assert statuses == [2, 2], said
+    assert all("the workdir is" in x for x in said)
+    assert not any((tmp_path / x / "config.json").exists() for x in "abc")
+    config = (f"--config={ROOT}/configs/eval/knn.py", f"--config.checkpoint={run}")
+    own = {1: ("--config.knn.temperature=0.2",)}
+    running = start_processes(tmp_path / "d", 2, 1, base=config, own=own)
+    statuses, said = finish(running)
+    assert statuses == [2, 2], said
+    assert all("config.knn.temperature is 0.07 of process 0, 0.2" in x for x in said)
 
 
 def test_a_divided_state_trains_what_a_whole_one_trains(tmp_path):

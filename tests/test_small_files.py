@@ -42,7 +42,7 @@ from vicreg_jax.evaluate import features, supervised
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.report import sections
 from vicreg_jax.report.read import read_run
-from vicreg_jax.run import checksums, metrics_file, result_file, workdirs
+from vicreg_jax.run import checksums, goodput, metrics_file, result_file, workdirs
 from vicreg_jax.run.checkpoints import Checkpoints
 from vicreg_jax.weights import hub, loading
 
@@ -80,12 +80,13 @@ def a_run(folder):
 
 
 def claim(folder):
-    workdirs.claim(folder, CONFIG)
-    return workdirs.read_config(folder)
+    with workdirs.claimed(folder, CONFIG) as (_, before):
+        return before
 
 
 def claim_evaluation(folder):
-    workdirs.claim(folder / "eval" / "knn", evaluation.Evaluation())
+    with workdirs.claimed(folder / "eval" / "knn", evaluation.Evaluation()):
+        pass
 
 
 def load_run(folder):
@@ -144,6 +145,18 @@ def bad_examples(folder):
     assert [json.loads(line)["name"] for line in path.read_text().splitlines()]
 
 
+def a_list_of_starts(folder):
+    first = goodput.Goodput(folder, 0)
+    first.write(5)
+    goodput.Goodput(folder, 5).write(9)
+
+
+def starts(folder):
+    goodput.Goodput(folder, 9).write(12)
+    found = goodput.read(folder)
+    assert found[-1]["last"] == 12 and sum(goodput.shares(found).values()) < 1.001
+
+
 def a_list_of_bad_examples(folder):
     lines = [{"name": name, "reason": "cut short"} for name in ("b.jpg", "é.jpg")]
     text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -194,7 +207,7 @@ def _pixels(images):
 
 def same_or_broken(found, whole):
     pairs = zip(found, whole, strict=True)
-    return all(a[0] == b[0] and a[1] in (None, b[1]) for a, b in pairs)
+    return all(a == b or a[1] is None for a, b in pairs)
 
 
 def begun(folder):
@@ -239,7 +252,7 @@ def extract(folder):
     images = Arrays(rng.integers(0, 256, (6, 4, 4, 1)).astype(np.uint8), np.arange(6))
     whole = features.Whole(images, data)
     where = folder / "features"
-    options = dict(source="run", mesh=sharding.data_mesh())
+    options = dict(data={"names": "0"}, mesh=sharding.data_mesh())
     found = features.joined(features.parts(_flat, {}, whole, where, **options))
     return found.representations.tobytes(), found.labels.tolist(), found.names.tolist()
 
@@ -358,6 +371,7 @@ KINDS = {
     "bad_examples.jsonl": Kind(
         a_list_of_bad_examples, "bad_examples.jsonl", LINES, [bad_examples], True, True
     ),
+    "starts.jsonl": Kind(a_list_of_starts, "starts.jsonl", LINES, [starts], True, True),
     "wandb_id.txt": Kind(
         lambda folder: (folder / "wandb_id.txt").write_text("0123abc"),
         "wandb_id.txt",

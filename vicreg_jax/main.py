@@ -9,7 +9,7 @@ from absl import app, flags, logging
 
 from vicreg_jax import devices
 from vicreg_jax.command import recipes, tasks, usage
-from vicreg_jax.devices import distributed
+from vicreg_jax.devices import distributed, processes
 from vicreg_jax.refusals import Refusal, one_line
 
 __all__ = ["console"]
@@ -52,8 +52,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def run(recipe: recipes.Recipe) -> None:
     """Does the task of a recipe."""
     logging.set_verbosity(logging.WARNING)
-    config = recipe.config.parse(recipe.config)
-    if distributed.start():
+    several = distributed.start()
+    with processes.all_or_none(Refusal, of=Refusal):
+        config = recipe.config.parse(recipe.config)
+    if several:
         devices.check_gpus()
     tasks.run(config, WORKDIR.value, name=recipe.name)
 

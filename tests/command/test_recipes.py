@@ -23,7 +23,8 @@ def command_line(*words):
 def complete(given):
     """The config with the path or checkpoint that its user would give."""
     if isinstance(given, evaluation.Evaluation):
-        return fields.build(type(given), asdict(given) | {"checkpoint": "run"})
+        known = {"step": 1} if given.task == "replay" else {"checkpoint": "run"}
+        return fields.build(type(given), asdict(given) | known)
     assert given.data.path == ""
     path = "somewhere" if given.data.name in config.NEEDS_PATH else ""
     data = asdict(given.data) | {"path": path}

@@ -11,7 +11,7 @@ from vicreg_jax.refusals import Refusal
 
 
 def test_every_task_is_one_that_the_program_does():
-    elsewhere = {"export", "report"}  # of main
+    elsewhere = {"export", "report", "replay"}  # of main
     assert set(evaluation.READS) == set(tasks.TASKS) | elsewhere
 
 
@@ -81,9 +81,11 @@ def test_an_impossible_value_is_refused_in_one_line(given, message):
 
 def test_another_evaluation_is_told_apart():
     old = evaluation.parse(dict(checkpoint="a"))
-    new = evaluation.parse(dict(checkpoint="b", knn=dict(temperature=0.1)))
+    new = evaluation.parse(
+        dict(checkpoint="b", seed=1, data=dict(path="x"), knn=dict(temperature=0.1))
+    )  # a path is no part of it: what lies there is compared
     assert old.differences(new) == [
-        "checkpoint was a, is b",
+        "seed was 0, is 1",
         "knn.temperature was 0.07, is 0.1",
     ]
     assert old.differences(old) == []

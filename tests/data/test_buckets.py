@@ -11,9 +11,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from helpers import tfrecords
 from helpers.pictures import POLICY, pictures, uniforms
 from helpers.processes import DIGITS, main
 from helpers.stand_in import StandIn
+from helpers.tfrecords import example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -55,29 +57,6 @@ def bucket(server):
     return server
 
 
-def example(image, label):
-    """The bytes of a tf.train.Example."""
-
-    def part(number, data):
-        size, head = len(data), [number << 3 | 2]
-        while size > 127:
-            head.append(size & 127 | 128)
-            size >>= 7
-        return bytes([*head, size]) + data
-
-    def entry(key, feature):
-        return part(1, part(1, key) + part(2, feature))
-
-    held = entry(b"image/encoded", part(1, part(1, image)))
-    held += entry(b"image/class/label", part(3, bytes([1 << 3, label])))
-    return part(1, held)
-
-
-def tfrecord(data):
-    """The bytes of a file; what should be checksums is not looked at."""
-    return b"".join(len(x).to_bytes(8, "little") + b"CRC." + x + b"CRC." for x in data)
-
-
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     """Eight images as files, prepared in three shards, and in two TFRecord files."""
@@ -87,7 +66,7 @@ def local(tmp_path_factory):
     made = [example(images.read(i), int(images.labels[i])) for i in range(8)]
     (root / "records").mkdir()
     for i, part in enumerate((made[:5], [], made[5:])):
-        (root / "records" / f"train-{i}").write_bytes(tfrecord(part))
+        (root / "records" / f"train-{i}").write_bytes(tfrecords.file_of(part))
     return root
 
 
@@ -198,7 +177,7 @@ def large(bucket, tmp_path):
     bucket.upload(tmp_path / "prepared", "a b/prepared")
     for i in range(2):
         data = [example(images.read(j), 0) for j in range(20 * i, 20 * i + 20)]
-        bucket.objects[f"a b/train-{i}"] = tfrecord(data)
+        bucket.objects[f"a b/train-{i}"] = tfrecords.file_of(data)
     return bucket
 
 
@@ -241,11 +220,11 @@ def test_costs_of_tfrecords(large):
     assert requests == 1 + 2 * (20 + 2 + 1) + 1
     images, files = sources[0].train, ("a b/train-0", "a b/train-1")
     first = len(example(images.read(0), 0))
-    assert sent - first - 2 * 20 * 8 < 300
+    assert sent - first - 2 * 20 * 12 < 300
     few = (3, 8, 2, 9, 15)
     size = sum(len(example(images.read(i), 0)) for i in few)
     costs = cost(large, "five images", lambda: [images.read(i) for i in few])
-    assert costs == (5, size)
+    assert costs == (5, size + 5 * 4)  # and their checksums
     assert sum(len(large.objects[file]) for file in files) > 40 * 120_000
 
 
@@ -385,7 +364,7 @@ def test_files_cut_short_or_missing_are_refused(local, stored):
 
 @pytest.mark.parametrize("kept", [1, 7, 8, 11, 12, 13, -1, -4, -5])
 def test_tfrecord_files_cut_short_are_refused(bucket, kept):
-    bucket.objects["a"] = tfrecord([b"abc", b"defgh"])[:kept]
+    bucket.objects["a"] = tfrecords.file_of([b"abc", b"defgh"])[:kept]
     with refused(ValueError, "gs://bucket/a is cut short, or is no "):
         Records([("gs://bucket/a", 0, -1)])
 

@@ -194,6 +194,7 @@ def counted(source, times=1):
         return Path(source.names[i % n]).read_bytes()
 
     more = dict(classes=source.classes, threads=source.threads)
+    more |= dict(known=source.fingerprint)
     labels = np.tile(source.labels, times)
     return ImageFiles(one, source.names * times, labels=labels, **more), read
 
@@ -320,7 +321,7 @@ def test_other_settings_or_images_are_refused(root, tmp_path, at):
     with refused(ValueError, "preparation: shards 3, not 2; shorter_side 0, not 24; q"):
         prepare(images, out, shards=2, shorter_side=24)
     few = ImageFiles(images.read, images.names[:7], labels=images.labels[:7])
-    with refused(ValueError, "images 8, not 7; names_crc32 .*; labels_crc32 "):
+    with refused(ValueError, "images 8, not 7; names of files .*; labels "):
         prepare(few, out, shards=3)
     assert contents(out) == before
 
@@ -333,14 +334,6 @@ def test_settings_out_of_range_and_other_folders_are_refused(root, tmp_path):
     for used in (root, Path(images.names[0])):
         with refused(ValueError, "holds other things; name an empty or a new folder"):
             prepare(images, used, shards=2)
-
-
-def test_a_second_process_is_refused(root, tmp_path):
-    def second(done, total):
-        prepare(open_folder(root), tmp_path / "out", shards=3)
-
-    with refused(Unusable, "another process writes .*/out"):
-        prepare(open_folder(root), tmp_path / "out", shards=3, progress=second)
 
 
 def test_broken_images_are_left_out_and_listed(root, tmp_path, monkeypatch):

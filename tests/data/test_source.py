@@ -24,6 +24,11 @@ class Lazy:
         return IMAGES[indices]
 
 
+class Flat(Lazy):
+    def __getitem__(self, indices):
+        return IMAGES[indices][:, :0]
+
+
 def test_the_two_sources_are_sources():
     files = ImageFiles(lambda i: b"", ["a"])
     assert isinstance(files, Source) and isinstance(Arrays(IMAGES), Source)
@@ -49,6 +54,8 @@ def test_what_can_be_indexed_becomes_a_source_with_its_labels():
         (IMAGES / 255, r"got float64 \(20, 9, 8, 1\)"),
         (IMAGES[..., 0], r"got uint8 \(20, 9, 8\)"),
         (IMAGES[:, :0], r"got uint8 \(20, 0, 8, 1\)"),
+        (IMAGES[:, :, :0], r"got uint8 \(20, 9, 0, 1\)"),
+        (Flat(), r"got uint8 \(20, 0, 8, 1\)"),
         (IMAGES[:0], "there are no images in the ndarray"),
     ],
 )

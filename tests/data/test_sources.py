@@ -105,6 +105,14 @@ BAD_ARRAYS = {
         dict(images=IMAGES / 255),
         r"expected images of uint8 .*; got float64 \(5, 4, 6, 3\)",
     ),
+    "height 0": (dict(images=IMAGES[:, :0]), r"got uint8 \(5, 0, 6, 3\)"),
+    "width 0": (dict(images=IMAGES[:, :, :0]), r"got uint8 \(5, 4, 0, 3\)"),
+    "grey of height 0": (dict(images=IMAGES[:, :0, :, 0]), r"uint8 \(5, 0, 6, 1\)"),
+    "no channel": (dict(images=IMAGES[..., :0]), r"1 or 3\]; got uint8 \(5, 4, 6, 0\)"),
+    "test images of height 0": (
+        dict(images=IMAGES, test_images=IMAGES[:, :0]),
+        r"got uint8 \(5, 0, 6, 3\)",
+    ),
     "two channels": (
         dict(images=IMAGES[..., :2]),
         r"1 or 3\]; got uint8 \(5, 4, 6, 2\)",

@@ -15,6 +15,7 @@ from helpers.refusals import refused
 from PIL import Image
 
 from vicreg_jax.config import Data
+from vicreg_jax.data import labels
 from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.sources import tfds as tfds_source
 from vicreg_jax.data.sources.folder import open_folder
@@ -316,3 +317,49 @@ def test_labels_that_are_no_classes_are_left_out(tmp_path, file_format):
     make(tmp_path, file_format, features, {"train": rows})
     images, test = open_tfds("tiny", split="train", data_dir=str(tmp_path))
     assert len(images) == 4 and images.labels is test is None
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_a_test_split_with_examples_of_the_training_is_refused(tmp_path, file_format):
+    splits = {"train": examples(30, 0), "extra": examples(6, 1)}
+    make(tmp_path, file_format, LABELLED, splits, shards=3)
+    where = dict(data_dir=str(tmp_path))
+    for split, test in (
+        ("train", "train"),
+        ("train", "train[90%:]"),
+        ("train[:60%]", "train[50%:]"),
+        ("extra+train[:1]", "extra"),
+    ):
+        message = re.escape(f"test_split {test!r} of tiny has examples of the split")
+        with refused(ValueError, message):
+            open_tfds("tiny", split=split, test_split=test, **where)
+    for split, test in (("train[:50%]", "train[50%:]"), ("train", "extra")):
+        found = open_tfds("tiny", split=split, test_split=test, **where)
+        assert (len(found.train), len(found.test)) in ((15, 15), (30, 6))
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_minus_one_is_no_label(tmp_path, file_format, lazy, monkeypatch):
+    monkeypatch.setattr(tfds_source, "IN_MEMORY", 0 if lazy else 2**20)
+    rows = [row | {"label": i % 4 - 1} for i, row in enumerate(examples(12, 0))]
+    none = [row | {"label": -1} for row in examples(5, 1)]
+    builder = make(tmp_path, file_format, LABELLED, {"train": rows, "test": none})
+    found = open_tfds("tiny", split="train", data_dir=str(tmp_path))
+    _, want = tfds_reads(builder, "train")
+    assert isinstance(found.train, ImageFiles) == lazy
+    assert np.asarray(found.train.labels).tolist() == list(want)
+    np.testing.assert_array_equal(
+        labels.known(found.train.labels), np.flatnonzero(np.array(want) >= 0)
+    )
+    assert not labels.exist(found.test.labels)
+
+
+def test_a_damaged_example_is_refused_where_all_are_decoded(tmp_path):
+    builder = make(tmp_path, "tfrecord", LABELLED, {"train": examples(6, 0)})
+    (path,) = builder.data_path.glob("*.tfrecord*")
+    data = bytearray(path.read_bytes())
+    data[100] ^= 1  # within the first image
+    path.write_bytes(data)
+    with refused(ValueError, r"@\d+ cannot be read \(the checksum of the record is w"):
+        open_tfds("tiny", split="train", data_dir=str(tmp_path))

@@ -1,6 +1,7 @@
 """TFRecord files: the records and images that TensorFlow reads."""
 
 import io
+import json
 import os
 import random
 import re
@@ -12,11 +13,15 @@ from helpers.pictures import POLICY, assert_same_views, picture, uniforms
 from helpers.refusals import refused
 from PIL import Image
 
-from vicreg_jax.config import Data
+from vicreg_jax import train
+from vicreg_jax.config import Data, evaluation
 from vicreg_jax.data.source import How
 from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.data.sources.tfrecord import Records, open_tfrecords
+from vicreg_jax.evaluate.inputs import open_inputs
+from vicreg_jax.refusals import Refusal, Unusable
+from vicreg_jax.weights import Encoder
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 tf = pytest.importorskip("tensorflow")
@@ -226,6 +231,129 @@ def test_load_reads_the_records_that_the_config_names(tmp_path, encoded):
     more = shards(tmp_path / "more", encoded[1][:4], "image")
     _, test = load_splits(data, seed=0, test_path=more)
     assert len(test) == 4 and test.labels[2] == 0
+
+
+# Damage, and labels that are none.
+
+
+def flipped(path, byte):
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 0x10
+    path.write_bytes(data)
+
+
+def labelled(root, encoded, labels):
+    """A file of images with these labels; where each of its records starts."""
+    rows = [
+        tf_example({"image": x, "label": y} if y is not None else {"image": x})
+        for x, y in zip(encoded[1], labels, strict=False)
+    ]
+    root.mkdir(exist_ok=True)
+    write(root / "train-0", rows)
+    starts = np.cumsum([0, *(len(row) + 16 for row in rows)])
+    return root / "train-0", starts.tolist()
+
+
+# Of the first record, of one in between and of the last one: its first and last byte,
+# which may be of a label, one within the image, and its checksum.
+@pytest.mark.parametrize("record", [0, 3, 11])
+@pytest.mark.parametrize("place", ["first", "label", "image", "last", "checksum"])
+def test_a_flipped_bit_makes_a_broken_image(tmp_path, encoded, record, place):
+    path, starts = labelled(tmp_path / "a", encoded, range(12))
+    data = path.read_bytes()[starts[record] : starts[record + 1]]
+    byte = {
+        "first": 12,
+        "label": data.index(b"label") + 12,
+        "image": data.index(encoded[1][record]) + 200,
+        "last": len(data) - 5,
+        "checksum": len(data) - 1,
+    }[place]
+    flipped(path, starts[record] + byte)
+    images, whole = open_tfrecords(str(path)), open_folder(encoded[0])
+    seen = np.array([record, 5, (record + 1) % 12])
+    numbers = np.repeat(uniforms(1), 3, axis=0)
+    got, _ = images.views(seen, numbers, [POLICY] * 2, How("crops", 8))
+    seen[0] = seen[2]  # which stands for it
+    want, _ = whole.views(seen, numbers, [POLICY] * 2, How("crops", 8))
+    np.testing.assert_array_equal(got, want)
+    reason = "ValueError: the checksum of the record is wrong"
+    assert images.broken == {record: reason}
+    with refused(Refusal, r"train-0@\d+ cannot be read \(the checksum of the rec"):
+        images.centres(np.array([record]), size=8, shorter=8)
+    again = open_tfrecords(str(path))  # whose labels are asked for first
+    labels = np.asarray(again.labels).tolist()
+    assert labels == [-1 if i == record else i for i in range(12)]
+    assert again.broken == {record: reason}
+
+
+@pytest.mark.parametrize("byte", [0, 2, 7, 8, 11])
+def test_a_damaged_length_is_refused_where_it_is(tmp_path, encoded, byte):
+    path, starts = labelled(tmp_path / "a", encoded, range(12))
+    flipped(path, starts[4] + byte)
+    message = f"train-0 is damaged: at byte {starts[4]} the checksum of a record's len"
+    with refused(Unusable, message):
+        open_tfrecords(str(path))
+
+
+def test_a_file_whose_records_are_all_damaged_is_refused(tmp_path, encoded):
+    path, starts = labelled(tmp_path / "a", encoded, range(2))
+    for start in starts[:2]:
+        flipped(path, start + 50)
+    with refused(Unusable, "train-0@12: the checksums of all records are wrong"):
+        open_tfrecords(str(path))
+
+
+def test_a_run_replaces_damaged_records_and_an_evaluation_refuses(tmp_path, encoded):
+    path, starts = labelled(tmp_path / "a", encoded, [i % 2 for i in range(12)])
+    flipped(path, starts[7] + 100)
+    config = dict(
+        epochs=1,
+        data=dict(name="tfrecord", path=str(path), batch_size=8, image_size=16),
+        model=dict(encoder="digits", expander=(8, 8)),
+        optimizer=dict(warmup_epochs=0),
+        guard=dict(broken_images=0.2),
+        evaluate=dict(knn_epochs=1),
+    )
+    trained = train.run(config, tmp_path / "run")
+    assert int(trained.state.step) == 1
+    noted = json.loads((tmp_path / "run" / "bad_examples.jsonl").read_text())
+    assert noted["name"] == f"{path}@{starts[7] + 12}"
+    assert noted["reason"] == "ValueError: the checksum of the record is wrong"
+    whole, _ = labelled(tmp_path / "b", encoded, [i % 2 for i in range(8)])
+    for damaged in (dict(path=str(path), test_path=str(whole)), dict(path=str(whole))):
+        data = dict(name="tfrecord", batch_size=4, test_path=str(path)) | damaged
+        given = dict(task="linear", checkpoint="run", data=data)
+        with refused(Refusal, rf"train-0@{starts[7] + 12} cannot be read"):
+            open_inputs(evaluation.parse(given), trained.encoder)
+
+
+WRONG_LABELS = {-2: "-2", 10**12: "1000000000000", -(2**63): "-9223372036854775808"}
+
+
+@pytest.mark.parametrize("label", WRONG_LABELS)
+def test_a_record_whose_label_is_no_number_of_a_class_is_refused(
+    tmp_path, encoded, label
+):
+    path, starts = labelled(tmp_path / "a", encoded, [0, 1, -1, 0, label])
+    images = open_tfrecords(str(path))
+    name = f"train-0@{starts[4] + 12}"
+    with refused(Refusal, f"{name} has the label {WRONG_LABELS[label]}; expected 0 to"):
+        np.asarray(images.labels)
+    path, _ = labelled(tmp_path / "a", encoded, [0, 1, -1, 0, None])
+    with refused(Refusal, f"{name} has no label"):
+        np.asarray(open_tfrecords(str(path)).labels)
+
+
+def test_records_without_a_label_are_not_judged(tmp_path, encoded):
+    given, _ = labelled(tmp_path / "a", encoded, [0, -1, 1, -1, 2, 0, 1, -1])
+    tests, _ = labelled(tmp_path / "b", encoded, [-1, -1, 1, 2])
+    data = dict(name="tfrecord", path=str(given), test_path=str(tests), image_size=16)
+    encoder = Encoder(None, {}, mean=(0.5,) * 3, std=(0.5,) * 3)
+    found = open_inputs(
+        evaluation.parse(dict(task="knn", checkpoint="run", data=data)), encoder
+    )
+    assert found.kept.tolist() == [0, 2, 4, 5, 6] and found.tested.tolist() == [2, 3]
+    assert found.classes == 3
 
 
 def test_records_without_a_label_have_none(tmp_path, encoded):

@@ -51,14 +51,14 @@ def numpy_features(variables, images):
     return x.reshape(len(x), -1) @ dense["kernel"] + dense["bias"]
 
 
-def extract(where, variables, *, rows=None, source="run", images=None, told=None):
+def extract(where, variables, *, rows=None, data="train", images=None, told=None):
     images = images or examples()
     found = features.parts(
         apply,
         variables,
         features.Whole(images, DATA, rows, 7),
         where,
-        source=source,
+        data={"names": data},
         mesh=sharding.data_mesh(),
         progress=(lambda done: None) if told is None else told.append,
     )
@@ -110,7 +110,7 @@ def test_features_of_something_else_are_not_mixed(tmp_path, variables):
     extract(tmp_path / "x", variables)
     other = jax.tree.map(lambda p: p + 1, variables)
     for changed, message in (
-        (dict(source="other"), "features of another source; remove it"),
+        (dict(data="other"), "features of another data; remove it"),
         (dict(rows=np.arange(5)), "features of another rows, images; remove it"),
     ):
         with pytest.raises(ValueError, match=message):

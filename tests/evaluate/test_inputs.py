@@ -204,7 +204,8 @@ def test_labels_that_are_no_classes_of_the_training_images_are_refused(tmp_path)
     for labels, tests, message in (
         ([0, 1, 2] * 2, [0, 1, 3] * 2, "test labels are from 0 to 3; expected 0 to 2"),
         ([0, 1, 3] * 2, [0, 1, 3] * 2, "1 of 4 classes have no training image, such"),
-        ([-1, 1, 0] * 2, [0] * 6, "training labels are from -1 to 1; expected 0 to 1"),
+        ([-1, 1, 0] * 2, [0, 2] * 3, "test labels are from 0 to 2; expected 0 to 1,"),
+        ([-2, 1, 0] * 2, [0] * 6, "image 0 has the label -2; expected 0 to 999999"),
     ):
         np.savez(tmp_path / "x.npz", labels=labels, test_labels=tests, **made)
         data = dict(name="arrays", path=str(tmp_path / "x.npz"))

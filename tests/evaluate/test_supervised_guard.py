@@ -77,8 +77,8 @@ def test_what_stays_not_finite_is_stopped_and_its_checkpoints_are_good(
     written = [json.loads(line) for line in text.splitlines()]
     assert written and written[-1]["step"] < 30  # well before the end
     assert all(np.isfinite(list(line.values())).all() for line in written)
-    for leaf in jax.tree.leaves(newest(tmp_path / "run")):
-        assert np.isfinite(leaf).all()
+    # An epoch ends inside the row: no checkpoint is made of what is not finite.
+    assert not list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))
 
 
 def test_training_with_labels_leaves_behind_what_a_run_does(trained, data, tmp_path):

@@ -40,8 +40,14 @@ def main(*flags, cwd=None, timeout=300, **env):
     )
 
 
-def start_processes(workdir, processes, devices, *flags, base=FOUR_EPOCHS):
-    """Starts the processes of a run on this machine."""
+def start_processes(
+    workdir, processes, devices, *flags, base=FOUR_EPOCHS, own=None, homes=None
+):
+    """Starts the processes of a run on this machine.
+
+    Args:
+      own: process -> flags that it alone has. homes: process -> its HOME.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [sys.executable, "-m", "vicreg_jax.main", *base, *flags]
@@ -53,9 +59,11 @@ def start_processes(workdir, processes, devices, *flags, base=FOUR_EPOCHS):
         shared["JAX_NUM_PROCESSES"] = str(processes)
     return [
         subprocess.Popen(
-            command,
+            [*command, *(own or {}).get(i, ())],
             env=environment(
-                **shared, **({"JAX_PROCESS_ID": str(i)} if several else {})
+                **shared,
+                **({"JAX_PROCESS_ID": str(i)} if several else {}),
+                **({"HOME": str(homes[i])} if homes else {}),
             ),
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -18,7 +18,11 @@ from vicreg_jax.devices import sharding
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.train import build
 
-NAMES = [x for x in recipes.names() if "/" not in x and x not in ("export", "report")]
+NAMES = [
+    x
+    for x in recipes.names()
+    if "/" not in x and x not in ("export", "report", "replay")
+]
 
 
 def recipe(which, **data):

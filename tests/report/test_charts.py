@@ -5,6 +5,8 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="the extra report")
 
+from matplotlib import colors  # noqa: E402
+
 from vicreg_jax.report import charts  # noqa: E402
 
 
@@ -55,3 +57,28 @@ def test_names_of_equal_spectra_are_both_legible(monkeypatch):
     charts.spectra("Values", {"a": y, "b": y}, xlabel="rank", log=True)
     a, b = shown[0].texts
     assert a.xyann[1] > 0 > b.xyann[1]
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_the_frame_of_a_name_has_the_colour_of_its_own_curve(monkeypatch, seed, log):
+    shown, rng = [], np.random.default_rng(seed)
+    monkeypatch.setattr(charts, "finish", lambda axes, title: shown.append(axes))
+    names, curves = ["representations", "embeddings", "of another run"], {}
+    for name in names[: rng.integers(2, 4)]:
+        x = np.arange(1, 1 + rng.choice([1, 2, 64, 256, 1000]))
+        kinds = x ** -rng.uniform(0.1, 2), np.exp(-x / 9), rng.uniform(size=len(x))
+        curves[name] = rng.permutation(kinds[rng.integers(3)])
+    curves["dead"] = np.zeros(5)  # of which a logarithmic axis shows nothing
+    charts.spectra("Values", curves, xlabel="rank", log=log)
+    lines = {line.get_label(): line for line in shown[0].lines}
+    texts = {text.get_text(): text for text in shown[0].texts}
+    assert list(texts) == list(lines) == list(curves)[: -1 if log else None]
+    colours = [line.get_color() for line in lines.values()]
+    assert len(set(colours)) == min(len(colours), len(charts.SHARES))
+    for name, line in lines.items():
+        y = np.sort(curves[name])[::-1]
+        np.testing.assert_array_equal(line.get_ydata(), y)
+        edge = texts[name].get_bbox_patch().get_edgecolor()
+        assert colors.same_color(edge, line.get_color())
+        assert (line.get_xydata() == texts[name].xy).all(axis=1).any()

@@ -28,7 +28,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
     saved(tmp_path, 1, 2)
     checkpoints = Checkpoints(tmp_path)
     step, state = checkpoints.restore(tree())
-    assert step == 2 and checkpoints.note == ""
+    assert step == 2 and checkpoints.notes == []
     chex.assert_trees_all_equal(state, tree(2))
     chex.assert_trees_all_equal_dtypes(state, tree(2))
 
@@ -206,7 +206,7 @@ PROCESS = """if True:
     if own == 1:
         orbax.read = fails_once
     step, state = second.restore(make(1))
-    said |= dict(again=step, also_equal=equal(state, 5), note=second.note)
+    said |= dict(again=step, also_equal=equal(state, 5), notes=second.notes)
 
     for step in range(5, 100_000, 5):
         if processes.preempted():
@@ -241,7 +241,7 @@ def test_two_processes_agree_on_what_they_restore_and_when_they_stop(tmp_path, m
         "async_commit_complete",
         *begin_or_end,
     ]
-    assert one["again"] == 2 and one["also_equal"] and one["note"] == ""
+    assert one["again"] == 2 and one["also_equal"] and one["notes"] == []
     assert "step 3: the network is down" in ended[0][1]  # which process 1 met
     damaged = {path.name for path in tmp_path.glob("damaged_*")}
     assert damaged == {"damaged_3"}  # 2 was replaced
@@ -253,10 +253,10 @@ def test_two_processes_agree_on_what_they_restore_and_when_they_stop(tmp_path, m
     step, state = checkpoints.restore(like)
     assert step == last and checkpoints.steps() == [1, 2, last]
     np.testing.assert_array_equal(state["half"], np.arange(4000.0) * 9)
-    assert checkpoints.note == (
+    assert checkpoints.notes == [
         f"step {last} was saved on 4 devices of 2 processes and is now on 8 devices of"
         " 1 process: equal to rounding from here on, not bit for bit"
-    )
+    ]
 
 
 def test_the_encoder_of_a_run_is_loaded_as_it_was_trained(tmp_path):

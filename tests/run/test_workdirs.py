@@ -22,16 +22,23 @@ def run(tmp_path):
     return tmp_path
 
 
+def claim(workdir, config):
+    with workdirs.claimed(workdir, config):
+        raise AssertionError("it was to be refused")
+
+
 def test_a_run_is_continued_with_its_own_config_only(run):
-    assert workdirs.claim(run, CONFIG) == run
+    with workdirs.claimed(run, CONFIG) as found:
+        assert found == (run, CONFIG)
     other = config.parse(dict(epochs=2, seed=1, optimizer=dict(warmup_epochs=1)))
     with pytest.raises(Refusal, match="holds another run: seed was 0, is 1. Choose"):
-        workdirs.claim(run, other)
+        claim(run, other)
     moved = dataclasses.replace(CONFIG, data=config.Data(path="elsewhere"))
-    assert workdirs.claim(run, moved) == run  # a path is no property of a run
+    with workdirs.claimed(run, moved) as found:  # a path is no property of a run
+        assert found.path == run
     (run / "config.json").unlink()
     with pytest.raises(Unusable, match="holds a run, but its config.json is missing"):
-        workdirs.claim(run, other)
+        claim(run, other)
 
 
 @pytest.mark.parametrize(
@@ -41,13 +48,15 @@ def test_a_run_is_continued_with_its_own_config_only(run):
 def test_a_damaged_config_is_named(damage, run):
     (run / "config.json").write_bytes(damage)
     with pytest.raises(Unusable, match="config.json(:| is damaged:) .") as refusal:
-        workdirs.claim(run, CONFIG)
+        claim(run, CONFIG)
     assert "\n" not in str(refusal.value)
 
 
 def test_what_is_damaged_in_a_folder_where_nothing_was_begun_is_written_anew(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    workdirs.write_config(workdirs.claim(tmp_path, CONFIG), CONFIG)
+    with workdirs.claimed(tmp_path, CONFIG) as (path, before):
+        assert before is None
+        workdirs.write_config(path, CONFIG)
     assert json.loads((tmp_path / "config.json").read_text())["epochs"] == 2
 
 
@@ -55,7 +64,7 @@ def test_what_is_damaged_in_a_folder_where_nothing_was_begun_is_written_anew(tmp
 def test_a_folder_that_cannot_be_made_is_one_line(name, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Unusable, match="the workdir .* cannot be made: [A-Z][a-z ]+$"):
-        workdirs.claim(tmp_path / name, CONFIG)
+        claim(tmp_path / name, CONFIG)
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, monkeypatch):
@@ -71,7 +80,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", ["gs://bucket/run", "gs:/bucket/run", "s3://a/b"])
 def test_a_bucket_is_refused_with_both_its_slashes(path):
     with pytest.raises(Refusal, match=r"a folder, .*; got (gs|s3)://[a-z/]+$"):
-        workdirs.claim(path, CONFIG)
+        claim(path, CONFIG)
 
 
 def test_broken_images_are_listed_once_whatever_the_list_was_like(tmp_path):

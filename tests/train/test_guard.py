@@ -1,5 +1,7 @@
 """Numbers that go wrong and steps that never end: skipped, explained, ended."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,15 +14,15 @@ import numpy as np
 import optax
 import pytest
 from helpers.processes import environment
-from helpers.records import lines
+from helpers.records import lines, without_times
 from helpers.runs import SMALL, images, state_of
 
 from vicreg_jax import methods, models, train
 from vicreg_jax.data import plan
 from vicreg_jax.devices import sharding
-from vicreg_jax.run import session
+from vicreg_jax.run import session, spikes
 from vicreg_jax.run.watchdog import Watchdog
-from vicreg_jax.train import not_finite
+from vicreg_jax.train import not_finite, pretrain
 
 METHOD = methods.Vicreg(models.create("digits"), models.Expander((16, 16)))
 GUARD = dict(guard=dict(skipped_steps=2))
@@ -103,6 +105,120 @@ def test_too_many_in_a_row_go_back_once_then_stop_and_spare_the_checkpoint(
     again = train.run(SMALL, tmp_path, source=images(), tx=tx)  # epochs may change
     assert int(again.state.step) == 8
     chex.assert_tree_all_finite(again.state.params)
+
+
+@pytest.mark.parametrize("first, back", [(7, 4), (9, 8), (11, 8)])
+def test_what_is_gone_back_to_is_from_before_the_streak(first, back, tmp_path, capsys):
+    """Of ten steps that are not finite, checkpoints fall into the middle."""
+    tx = optax.sgd(lambda step: jnp.where(step < first - 1, 1e-3, jnp.inf))
+    config = SMALL | dict(epochs=8, guard=dict(skipped_steps=10))
+    with pytest.raises(FloatingPointError, match=f"at step {first + 9}, 10 steps"):
+        train.run(config, tmp_path, source=images(), tx=tx)
+    said = capsys.readouterr().err
+    assert said.count(f"not finite at step {first + 9}: back to step {back}\n") == 1
+    saved = sorted(int(x.name) for x in (tmp_path / "checkpoints").glob("[0-9]*"))
+    assert saved[-1] == back
+
+
+def test_a_checkpoint_of_a_stop_inside_a_streak_is_not_gone_back_to(
+    tmp_path, monkeypatch, capsys
+):
+    """The fifth step of a streak is saved, for the run was told to stop."""
+    tx = optax.sgd(lambda step: jnp.where(step < 8, 1e-3, jnp.inf))
+    config = SMALL | dict(epochs=8, guard=dict(skipped_steps=10))
+    where = tmp_path / "metrics.jsonl"
+
+    class Stops:
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, indices):
+            if where.exists() and len(lines(tmp_path)) >= 11 and not stopped:
+                stopped.append(os.kill(os.getpid(), signal.SIGTERM))
+            return images()[indices]
+
+    stopped = []
+    with pytest.raises(SystemExit):
+        train.run(config, tmp_path, source=Stops(), tx=tx)
+    saved = [int(x.name) for x in (tmp_path / "checkpoints").glob("[0-9]*")]
+    assert 8 < max(saved) < 18
+    with pytest.raises(FloatingPointError, match="at step 18, 10 steps in a row"):
+        train.run(config, tmp_path, source=Stops(), tx=tx)
+    assert "not finite at step 18: back to step 8" in capsys.readouterr().err
+
+
+def test_a_finite_spike_goes_back_once_and_is_then_only_noted(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(spikes, "KNOWN", 8)
+    monkeypatch.setattr(spikes, "LASTS", 3)
+    monkeypatch.setattr(session, "LASTS", 3)
+
+    class Jumps(methods.Vicreg):
+        """From the time on that a checkpoint's parameters moved, far away."""
+
+        weights = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0, "far": 1.0}
+
+        def init(self, key, views):
+            return super().init(key, views) | {"target": {"step": jnp.zeros([])}}
+
+        def forward(self, variables, views, *, key, capture=False):
+            own = dict(variables)
+            step = own.pop("target")["step"]
+            outputs, kept = super().forward(own, views, key=key, capture=capture)
+            far = jnp.where(step >= 13, 1e6, 0.0) * jnp.ones_like(outputs.embeddings)
+            both = jnp.concatenate([outputs.embeddings, far], axis=2)
+            return outputs._replace(embeddings=both), kept
+
+        def loss(self, outputs):
+            own, far = jnp.split(outputs.embeddings, 2, axis=2)
+            terms = super().loss(outputs._replace(embeddings=own))
+            return terms | {"far": jnp.mean(far)}
+
+        def after_step(self, target, params, step):
+            return {"step": step.astype(jnp.float32)}
+
+    config = SMALL | dict(epochs=6)
+    train.run(config, tmp_path / "a", source=images(), method=Jumps, tx=optax.sgd(1e-3))
+    said = capsys.readouterr().err
+    words = "loss 1e+06 at step 16, above "
+    assert said.count(words) == 2
+    assert said.count(" for 3 steps: back to step 12\n") == 1
+    assert said.count(" for 3 steps; it goes on\n") == 1
+    assert [line["step"] for line in lines(tmp_path / "a")] == list(range(1, 25))
+    calm = config | dict(guard=dict(spike=0.0))
+    train.run(calm, tmp_path / "b", source=images(), method=Jumps, tx=optax.sgd(1e-3))
+    assert words not in capsys.readouterr().err
+    a, b = (without_times(lines(tmp_path / x)) for x in "ab")
+    assert a == b
+
+
+def test_a_step_computed_twice_is_the_step_and_a_flipped_bit_ends_the_run(
+    tmp_path, monkeypatch
+):
+    twice = SMALL | dict(guard=dict(rerun_steps=3))
+    once = train.run(SMALL, tmp_path / "once", source=images())
+    again = train.run(twice, tmp_path / "twice", source=images())
+    chex.assert_trees_all_equal(again.state, once.state)
+    calls, step = [], pretrain.Pretraining.step
+
+    def flips(self, state, batch, count):
+        state, values, outputs = step(self, state, batch, count)
+        calls.append(count)
+        if len(calls) == 7:  # steps 1, 2, 3, 3, 4, 5, 6, and the second 6 is to come
+            kernel = state.params["encoder"]["conv2"]["kernel"]
+            held = np.array(kernel)
+            held.reshape(-1).view(np.uint32)[17] ^= 1
+            held = jax.device_put(held, kernel.sharding)
+            state.params["encoder"]["conv2"]["kernel"] = held
+        return state, values, outputs
+
+    monkeypatch.setattr(pretrain.Pretraining, "step", flips)
+    with pytest.raises(
+        OSError, match="step 6, computed twice, differs in 0/params/enc"
+    ):
+        train.run(twice, tmp_path / "flipped", source=images())
+    assert [x.name for x in (tmp_path / "flipped/checkpoints").glob("[0-9]*")] == ["4"]
 
 
 def test_the_last_step_is_looked_at_before_it_is_saved(tmp_path):

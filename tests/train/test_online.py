@@ -14,12 +14,13 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from vicreg_jax import config as configs
-from vicreg_jax import train
+from vicreg_jax import models, train
 from vicreg_jax.data.source import Arrays
 from vicreg_jax.data.sources.digits import load_digits
 from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import encode
 from vicreg_jax.evaluate.inputs import balanced
+from vicreg_jax.refusals import Refusal
 from vicreg_jax.train import online
 from vicreg_jax.weights import loading
 
@@ -123,6 +124,86 @@ def test_a_watched_run_continues_bit_for_bit(tmp_path, runs):
     done = main(*flags)
     assert done.returncode == 0, done.stderr
     assert without_times(lines(tmp_path)) == without_times(lines(runs / "watched"))
+
+
+def among_others(n=64, more=40):
+    """Images with labels, and the same among some that have none."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % 3
+    images = rng.integers(0, 150, (n, 8, 8, 1))
+    images[np.arange(n), 2 * labels] += 105
+    where = np.sort(rng.permutation(n + more)[:n])
+    pixels = rng.integers(0, 256, (n + more, 8, 8, 1), np.uint8)
+    numbers = np.full(n + more, -1)
+    pixels[where], numbers[where] = images, labels
+    return Arrays(images.astype(np.uint8), labels), Arrays(pixels, numbers)
+
+
+def test_neighbours_are_asked_of_images_with_a_label_alone():
+    given = dict(data=dict(image_size=8, mean=(0.4,), std=(0.3,), batch_size=16))
+    module, mesh = models.create("digits"), sharding.data_mesh()
+    variables = module.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), train=False)
+    without, among = (
+        online.nearest_neighbours(module, images, configs.parse(given), mesh)
+        for images in among_others()
+    )
+    found = without(variables)
+    assert among(variables) == found and 0 < found["knn_top1"] <= 100
+
+
+def test_the_probe_counts_images_with_a_label_alone():
+    """Held to the cross-entropy of these rows, and to their share of right answers."""
+    rng, rows = np.random.default_rng(0), np.array([0, 3, 4, 5, 11, 15])
+    labels = np.full(16, -1, np.int32)
+    labels[rows] = np.arange(6) % 3
+    source = Arrays(np.zeros((16, 4, 4, 1), np.uint8), labels)
+    probe = online.Probe(source, width=5, mesh=sharding.data_mesh(), seed=0)
+    x = rng.normal(size=(16, 5)).astype(np.float32)
+    state = probe.init()
+    p = jax.tree.map(lambda leaf: np.asarray(leaf)[0], state["params"]["0"])
+    none = np.full(16, -1, np.int32)
+    state, seen = probe.step(state, jnp.asarray(x), jnp.asarray(none))
+    assert np.isnan(seen["probe_top1"])  # which is not recorded
+    after = jax.tree.map(lambda leaf: np.asarray(leaf)[0], state["params"]["0"])
+    jax.tree.map(np.testing.assert_array_equal, after, p)
+    z = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    scores = z @ p["kernel"] + p["bias"]
+    guess = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    guess[rows, labels[rows]] -= 1
+    gradient = z[rows].T @ guess[rows] / len(rows)
+    state, seen = probe.step(state, jnp.asarray(x), jnp.asarray(labels))
+    after = np.asarray(state["params"]["0"]["kernel"][0])
+    # float32 against float64
+    np.testing.assert_allclose(after, p["kernel"] - 0.1 * gradient, rtol=0, atol=1e-6)
+    right = np.mean(scores[rows].argmax(axis=1) == labels[rows])
+    assert float(seen["probe_top1"]) == pytest.approx(100 * right, rel=1e-5)
+
+
+def test_images_without_a_label_train_and_a_run_records_what_others_say(tmp_path):
+    watch = dict(probe=True, knn_epochs=1)
+    config = SMALL | dict(evaluate=watch)
+    _, among = among_others()
+    blind = Arrays(among.array)
+    trained = train.run(config, tmp_path / "a", source=among)
+    plain = train.run(SMALL, tmp_path / "b", source=blind)
+    a, b = trained.encoder.variables, plain.encoder.variables
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    last = lines(tmp_path / "a")[-1]
+    assert last["epoch"] == 2 and last["step"] == 12  # 104 images, 16 at a time
+    assert 0 <= last["probe_top1"] <= 100 and 0 <= last["knn_top1"] <= 100
+
+
+@pytest.mark.parametrize("wrong", [[-2], [10**12], [-1] * 32])
+def test_wrong_labels_are_refused_before_anything_compiles(tmp_path, wrong):
+    labels = np.concatenate([np.arange(32 - len(wrong)) % 3, wrong]).astype(int)
+    images = np.zeros((32, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    given = dict(SMALL, evaluate=dict(probe=True))
+    given["data"] = SMALL["data"] | dict(name="arrays", path=str(tmp_path / "x.npz"))
+    message = "image 31 has the label|evaluate.probe need labels of the training"
+    with pytest.raises(Refusal, match=message):
+        train.run(given, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_watching_needs_labels(tmp_path):

@@ -1,6 +1,7 @@
 """The train step and `train.run` with the user's own parts."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -13,14 +14,17 @@ import numpy as np
 import optax
 import optax.contrib
 import pytest
+from helpers.pictures import pictures
 from helpers.records import lines
-from helpers.runs import SMALL, images, state_of
+from helpers.runs import SMALL, checkpoint_hash, images, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vicreg_jax import config as configs
 from vicreg_jax import losses, methods, models, optim, train
+from vicreg_jax.data.source import Arrays
 from vicreg_jax.devices import sharding
+from vicreg_jax.refusals import Refusal
 from vicreg_jax.run import session
 from vicreg_jax.train import build, pretrain
 
@@ -149,6 +153,110 @@ def test_a_run_that_waits_for_its_images_says_so_once(tmp_path, capsys):
     train.run(SMALL, tmp_path / "run", source=Slow())
     found = capsys.readouterr().err
     assert found.count("of the time for images; prepare is the slowest stage") == 1
+
+
+def test_other_pixels_or_labels_do_not_continue_a_run_unless_told_to(tmp_path, capsys):
+    labels = np.arange(64) % 4
+    longer, other = SMALL | dict(epochs=4), images()
+    other[7, 0, 0, 0] ^= 1
+    train.run(SMALL, tmp_path, source=Arrays(images(), labels))
+    before = checkpoint_hash(tmp_path)
+    given = {
+        "other pixels": Arrays(other, labels),
+        "other labels": Arrays(images(), labels[::-1]),
+        "64 examples, now there are 48, other pixels, other labels": Arrays(
+            images(48), labels[:48]
+        ),
+    }
+    for words, source in given.items():
+        with pytest.raises(Refusal, match=f"8 was made with {words}; give the old da"):
+            train.run(longer, tmp_path, source=source)
+    assert checkpoint_hash(tmp_path) == before
+    capsys.readouterr()
+    longer = longer | dict(guard=dict(other_data=True))
+    trained = train.run(longer, tmp_path, source=given["other pixels"])
+    said = capsys.readouterr().err
+    assert (
+        "step 8 was made with other pixels; it goes on with what there is now" in said
+    )
+    assert int(trained.state.step) == 16
+
+
+def test_a_run_whose_images_have_moved_is_continued_bit_for_bit(tmp_path):
+    pictures(tmp_path / "here")
+
+    def run(path, workdir, epochs):
+        data = dict(name="folder", path=str(path), batch_size=8, image_size=8)
+        config = dict(data=data, model=SMALL["model"], optimizer=SMALL["optimizer"])
+        return train.run(config | dict(epochs=epochs), tmp_path / workdir)
+
+    whole = run(tmp_path / "here", "whole", 4)
+    run(tmp_path / "here", "run", 2)
+    (tmp_path / "here").rename(tmp_path / "there")
+    again = run(tmp_path / "there", "run", 4)
+    chex.assert_trees_all_equal(again.state, whole.state)
+
+
+def test_a_run_opens_with_what_it_is_to_do(tmp_path, capsys):
+    source = Arrays(images(70), np.arange(70) % 7, classes=list("abcdefg"))
+    train.run(SMALL, tmp_path, source=source)
+    said = capsys.readouterr().err.splitlines()
+    assert said[:3] == [
+        "VICReg on digits: 70 images in 7 classes; 2 epochs of 4 steps of 16 images"
+        " (6 left out of each epoch); 8 devices of 1 process (cpu)",
+        f"in {tmp_path}",
+        "compiling",
+    ]
+    assert said[-1].startswith("time: ") and said[-1].endswith("(1 start)")
+    train.run(SMALL | dict(epochs=4), tmp_path, source=source)
+    said = capsys.readouterr().err.splitlines()
+    line = "config.epochs was 2, is 4: the learning rate goes from "
+    assert said[1].startswith(line)
+    old, new = map(float, said[1].removeprefix(line).split(" to "))
+    assert old == pytest.approx(lines(tmp_path)[7]["learning_rate"], rel=1e-2)
+    assert new == pytest.approx(lines(tmp_path)[8]["learning_rate"], rel=1e-2)
+    assert new > 2 * old
+    assert said[2] == f"continuing {tmp_path} at step 8 of 16"
+    assert said[-1].endswith("(2 starts)")
+
+
+def test_a_method_whose_code_has_changed_is_continued_and_it_is_said(tmp_path, capsys):
+    class Mine(methods.Vicreg):
+        pass
+
+    def changed():
+        class Mine(methods.Vicreg):
+            def loss(self, outputs):
+                return super().loss(outputs)
+
+        return Mine
+
+    train.run(SMALL, tmp_path, source=images(), method=Mine)
+    train.run(SMALL | dict(epochs=3), tmp_path, source=images(), method=Mine)
+    assert "other code" not in capsys.readouterr().err
+    train.run(SMALL | dict(epochs=4), tmp_path, source=images(), method=changed())
+    assert "step 12 was made with other code of the meth" in capsys.readouterr().err
+
+
+def test_two_at_once_in_one_workdir(tmp_path):
+    class Second:
+        """Images whose first reader starts the same run."""
+
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, indices):
+            if (tmp_path / "environment.json").exists() and not said:
+                said.append("")
+                with pytest.raises(Refusal) as refusal:
+                    train.run(SMALL, tmp_path, source=images())
+                said.append(str(refusal.value))
+            return images()[indices]
+
+    said = []
+    train.run(SMALL, tmp_path, source=Second())
+    assert f"{tmp_path} is held by process {os.getpid()} on " in said[1]
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 9))
 
 
 def test_another_data_set_or_fewer_epochs_do_not_continue_a_run(tmp_path):

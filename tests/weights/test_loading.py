@@ -12,7 +12,8 @@ from helpers.runs import RUN, images
 from helpers.torch_files import NO_TORCH, drawn, official, saved, shapes_of
 
 from vicreg_jax import config, methods, models, train
-from vicreg_jax.weights import contents, loading, torch_names
+from vicreg_jax.refusals import Refusal
+from vicreg_jax.weights import Encoder, contents, export, loading, torch_names
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnet50"])
@@ -146,6 +147,66 @@ def test_a_module_of_ones_own_overrides_what_shapes_tell(tmp_path, caplog):
     assert "looks like 'cifar' or 'solo_learn'; it is taken for 'cifar'" in caplog.text
     mine = models.create("resnet18", stem="solo_learn")
     assert loading.load(path, encoder=mine).module == mine
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("stem", ["imagenet", "cifar", "solo_learn"])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_what_a_file_does_not_tell_is_said_unless_it_is_named(
+    tmp_path, caplog, name, stem, ending
+):
+    module, path = models.create(name, stem=stem), tmp_path / f"a.{ending}"
+    if ending == "pth":
+        saved(path, shapes_of(module))
+    else:
+        tensors = {k: np.array(v) for k, v in shapes_of(module).items()}
+        importlib.import_module("safetensors.numpy").save_file(tensors, path)
+    with caplog.at_level("WARNING"):
+        found = loading.load(path)
+    taken = "imagenet" if stem == "imagenet" else "cifar"
+    assert found.module == models.create(name, stem=taken)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert f"taken for '{taken}' and a {name} as torchvision builds it" in said
+    assert "config.model.stem and config.data.image_size" in said and "\n" not in said
+    assert ("224 pixels" in said) == (stem == "imagenet")
+    for word in ("resnetblur", "resnetaa", "dilation"):
+        assert word in said
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        assert loading.load(path, stem=stem).module == module
+        assert loading.load(path, encoder=module).module == module
+    assert not caplog.records
+
+
+def test_a_stem_that_is_named_gives_its_features(tmp_path):
+    state_dict = drawn(models.create("resnet18", stem="cifar"))
+    path = saved(tmp_path / "a.pth", state_dict)
+    x = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    a, b = (loading.load(path, stem=stem).apply(x) for stem in ("cifar", "solo_learn"))
+    # The padding of 2 makes maps of 34 x 34.
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    want = loading.load(path, stem="cifar").apply(padded)
+    np.testing.assert_allclose(b, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    assert np.abs(a - b).max() > 0.01 * np.abs(a).max()
+
+
+def test_a_run_and_an_export_tell_their_stem(tmp_path, caplog):
+    module = models.create("resnet18", stem="solo_learn")
+    like = contents.abstract(module, size=32, channels=3)
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), like)
+    given = Encoder(module, zeros, mean=[0.5] * 3, std=[0.2] * 3, image_size=32)
+    export.write(given, tmp_path / "out", formats=["safetensors"])
+    train.run(RUN, tmp_path / "run", source=images(32, channels=3))
+    with caplog.at_level("WARNING"):
+        assert loading.load(tmp_path / "out").module == module
+        assert loading.load(tmp_path / "out", stem="solo_learn").module == module
+        loading.load(tmp_path / "run")
+    assert not caplog.records
+    for path, own in (("out", "solo_learn"), ("run", "none to choose")):
+        message = f"{path}.* says how its network is built: its stem is '{own}'"
+        with pytest.raises(Refusal, match=message):
+            loading.load(tmp_path / path, stem="cifar")
 
 
 def test_a_run_is_loaded_with_expander_config_and_step(tmp_path):

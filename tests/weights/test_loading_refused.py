@@ -13,6 +13,8 @@ import pytest
 from helpers.torch_files import NO_TORCH, drawn, official, saved, shapes_of
 
 from vicreg_jax import config, models
+from vicreg_jax.command import tasks as command
+from vicreg_jax.config import evaluation
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.weights import Encoder, contents, export, loading, torch_names
 
@@ -307,4 +309,34 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, package, suffix, comm
     for name in (package, f"{package}.numpy"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError, match=command):
+        loading.load(path)
+
+
+@pytest.mark.parametrize(
+    ("stem", "named"), [("imagenet", "cifar"), ("cifar", "imagenet"), ("cifar", "none")]
+)
+def test_a_stem_that_the_tensors_deny_is_refused(tmp_path, stem, named):
+    path = saved(tmp_path / "a.pth", shapes_of(models.create("resnet18", stem=stem)))
+    kernel = "7 x 7" if stem == "imagenet" else "3 x 3"
+    message = f"a first kernel of {kernel}, which the stem '{named}' .* has not"
+    with pytest.raises(Refusal, match=message):
+        loading.load(path, stem=named)
+    if named == "none":
+        return
+    for task in ("knn", "linear", "finetune", "logistic", "features", "svm", "export"):
+        given = dict(task=task, checkpoint=str(path), model=dict(stem=named))
+        with pytest.raises(Refusal, match=message):
+            command.run(evaluation.parse(given), str(tmp_path / "out"), name="x")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(Refusal, match="encoder= has its own stem; leave out stem='c"):
+        loading.load(path, encoder=models.create("resnet18"), stem="cifar")
+
+
+@pytest.mark.parametrize(
+    "place", ["layer2.0.aa.filt", "layer3.0.downsample.0.filt", "maxpool.1.filt"]
+)
+def test_filters_that_blur_are_no_tensors_to_leave_out(tmp_path, place):
+    state_dict = shapes_of(models.create("resnet18"))
+    path = saved(tmp_path / "a.pth", state_dict | {place: np.zeros((64, 1, 3, 3))})
+    with pytest.raises(Refusal, match=f"'{place}' are filters that blur before pool"):
         loading.load(path)

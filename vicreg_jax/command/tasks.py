@@ -14,13 +14,24 @@ from rich.progress import Progress
 from vicreg_jax import devices, evaluate, files, methods, report, train
 from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.data import preparing
+from vicreg_jax.data.source import describe
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import gallery
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.refusals import Refusal
+from vicreg_jax.run import workdirs
+from vicreg_jax.train import replaying
 from vicreg_jax.weights import export, hub, loading
 
-__all__ = ["judge", "prepare", "pretrain", "run", "write_export", "write_report"]
+__all__ = [
+    "judge",
+    "prepare",
+    "pretrain",
+    "replay",
+    "run",
+    "write_export",
+    "write_report",
+]
 
 
 def pretrain(config: Config, workdir: Path) -> None:
@@ -44,13 +55,16 @@ def pretrain(config: Config, workdir: Path) -> None:
 
 def prepare(config: Config, workdir: Path) -> None:
     """Writes a data set into the workdir as ArrayRecord files."""
+    _need_one_process("a prepared data set")
     images = load_splits(config.data, seed=config.seed).train
     if images.names is None:
         raise Refusal(
             f"config.data.name {config.data.name!r} gives arrays, which are read as"
             " they are; the task prepare is for image files"
         )
-    with Progress(*Progress.get_default_columns(), console=Console(stderr=True)) as bar:
+    columns, console = Progress.get_default_columns(), Console(stderr=True)
+    print(f"preparing {describe(images)} in {workdir}", file=sys.stderr)
+    with workdirs.held(workdir), Progress(*columns, console=console) as bar:
         task = bar.add_task("preparing", total=len(images))
         preparing.prepare(
             images,
@@ -78,6 +92,7 @@ def write_report(config: Evaluation, workdir: Path) -> None:
     """Writes the page of a run into its folder."""
     _need_one_process("a report")
     report.check_installed()
+    print(f"reporting on {workdir}", file=sys.stderr)
     page = report.write(workdir, gallery=gallery.of_run(workdir))
     print(f"{page} is written; open it in a browser", file=sys.stderr)
 
@@ -86,10 +101,13 @@ def write_export(config: Evaluation, workdir: Path) -> None:
     """Writes an encoder for others, and checks what they would compute with it."""
     _need_one_process("an export")
     devices.mesh()
-    encoder, options = loading.load(config.checkpoint), config.export
+    encoder = loading.load(config.checkpoint, stem=config.model.stem)
+    options = config.export
     size = options.image_size or encoder.known_size()
     encoder = dataclasses.replace(encoder, image_size=size)
-    export.write(encoder, workdir, formats=options.formats)
+    print(f"exporting {encoder.source} to {workdir}", file=sys.stderr)
+    with workdirs.held(workdir):
+        export.write(encoder, workdir, formats=options.formats)
     shape = (4, size, size, encoder.channels)
     images = np.random.default_rng(config.seed).normal(size=shape).astype(np.float32)
     export.show(export.agreement(encoder, workdir, images), formats=options.formats)
@@ -97,11 +115,21 @@ def write_export(config: Evaluation, workdir: Path) -> None:
         print(hub.push(workdir, options.hub), file=sys.stderr)
 
 
+def replay(config: Evaluation, workdir: Path) -> None:
+    """Computes a step of a run again, and prints what it finds."""
+    _need_one_process("a replay")
+    step = config.step
+    if config.batch:
+        workdir, step = replaying.of_batch(config.batch)
+    replaying.show(workdir, train.replay(workdir, step))
+
+
 TASKS: dict[str, Callable[[Config | Evaluation, Path], None]] = {
     "pretrain": pretrain,
     "prepare": prepare,
     "export": write_export,
     "report": write_report,
+    "replay": replay,
 }
 
 
@@ -113,8 +141,8 @@ def run(config: Config | Evaluation, workdir: str | None, *, name: str) -> None:
       name: of the recipe.
     """
     folder = Path("runs", name)
-    if config.task == "report" and not workdir:
-        raise Refusal("--workdir is missing: the folder of the run to report on")
+    if config.task in ("report", "replay") and not (workdir or config.batch):
+        raise Refusal(f"--workdir is missing: the folder of the run to {config.task}")
     if config.task in evaluations.TASKS:
         trained = files.expanded(config.checkpoint)
         if (trained / "config.json").is_file():

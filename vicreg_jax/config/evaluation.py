@@ -18,7 +18,7 @@ from vicreg_jax.config.fields import (
     at_least,
     below,
 )
-from vicreg_jax.config.pretraining import Crop, Guard, Interpolation, Where
+from vicreg_jax.config.pretraining import Crop, Guard, Interpolation, Stem, Where
 
 __all__ = [
     "READS",
@@ -32,6 +32,7 @@ __all__ = [
     "Knn",
     "Lidar",
     "Logistic",
+    "Model",
     "Source",
     "Svm",
     "parse",
@@ -42,19 +43,27 @@ Source = Literal[
     "", "folder", "prepared", "tfds", "tfrecord", "arrays", "digits", "voc"
 ]
 Format = Literal["safetensors", "torch", "stablehlo", "detectron2"]
-_TRAINING = ("checkpoint", "epochs", "data", "augment", "head", "guard")
+_TRAINING = ("checkpoint", "epochs", "data", "augment", "head", "guard", "model")
 # task -> the fields and groups that it reads, besides task and seed
 READS = {
     "linear": _TRAINING,
     "finetune": (*_TRAINING, "finetune"),
-    "knn": ("checkpoint", "data", "knn"),
-    "logistic": ("checkpoint", "data", "logistic"),
-    "svm": ("checkpoint", "data", "svm"),
-    "features": ("checkpoint", "data", "lidar"),
-    "export": ("checkpoint", "export"),
+    "knn": ("checkpoint", "data", "knn", "model"),
+    "logistic": ("checkpoint", "data", "logistic", "model"),
+    "svm": ("checkpoint", "data", "svm", "model"),
+    "features": ("checkpoint", "data", "lidar", "model"),
+    "export": ("checkpoint", "export", "model"),
     "report": (),
+    "replay": ("step", "batch"),
 }
 Task = Annotated[str, Limit(READS.__contains__, f"must be one of {', '.join(READS)}")]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a file of weights does not say of its network."""
+
+    stem: Literal["", Stem] = ""  # "": as its tensors look, with a note
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,7 @@ class Evaluation(Settings):
     checkpoint: str = ""  # workdir of a run, exported folder, .pth or .safetensors
     seed: Seed = 0
     epochs: Positive[int] = 100
+    model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     head: Head = field(default_factory=Head)
@@ -153,8 +163,11 @@ class Evaluation(Settings):
     logistic: Logistic = field(default_factory=Logistic)
     svm: Svm = field(default_factory=Svm)
     export: Export = field(default_factory=Export)
+    step: NotNegative[int] = 0  # of a run, to be computed again
+    batch: str = ""  # or the file RUN/not_finite_STEP.npz
 
-    CHANGEABLE = ("export.", "guard.")
+    # What lies at the paths has checksums.
+    CHANGEABLE = ("checkpoint", "data.path", "data.test_path", "export.", "guard.")
 
     def mistakes(self) -> Iterator[str]:
         data, head, trains = self.data, self.head, self.task in ("linear", "finetune")
@@ -173,7 +186,12 @@ class Evaluation(Settings):
                 f"config.head makes a bank of {head.bank}, but an encoder is fine-tuned"
                 " with one head; give one rate, weight decay and layer"
             )
-        if self.task != "report" and not self.checkpoint:
+        if self.task == "replay" and (self.step > 0) == bool(self.batch):
+            yield (
+                "the task replay needs config.step, from 1 on, or config.batch, a file"
+                f" RUN/not_finite_STEP.npz; got {self.step} and {self.batch!r}"
+            )
+        if self.task not in ("report", "replay") and not self.checkpoint:
             yield (
                 "config.checkpoint is empty; give the workdir of a run, an exported"
                 " folder, or a .pth or .safetensors file"

@@ -156,6 +156,11 @@ class Guard:
     skipped_steps: Positive[int] = 10  # not finite, in a row; then it ends or goes back
     broken_images: Probability[float] = 0.01  # share of the files; more stop it
     stuck_seconds: NotNegative[float] = 120.0  # or 20 times the usual step; 0: for ever
+    # A loss this far above its running mean, in running mean deviations, for ten steps
+    # goes back once, as steps do that are not finite; 0: never.
+    spike: NotNegative[float] = 50.0
+    rerun_steps: NotNegative[int] = 0  # between steps computed twice, to compare; 0: no
+    other_data: bool = False  # goes on although a checkpoint was made with other images
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,7 @@ class Config(Settings):
 
     # May differ when a run is continued; anything else would make it another run.
     CHANGEABLE = (
+        "data.path",  # what lies there has a fingerprint
         "epochs",
         "data.path",  # of the same images: they are compared
         "every.",

@@ -4,6 +4,7 @@ Pillow's decoder and filters leave Python's lock, so threads scale; its results 
 torchvision's crops are made of. Colours are left to the device, or to `on_host`.
 """
 
+import functools
 import io
 import os
 import re
@@ -12,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,16 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.config import Config, Guard
 from vicreg_jax.data.augment import draw, on_host
-from vicreg_jax.data.source import How
-from vicreg_jax.refusals import Refusal, require
+from vicreg_jax.data.labels import Labels
+from vicreg_jax.data.source import How, digest_of_labels
+from vicreg_jax.refusals import Refusal, Unusable, require
 
 __all__ = [
     "BROKEN_AT_MOST",
-    "FORMATS",
     "ImageFiles",
     "cores",
+    "digests",
+    "formats",
     "open_image",
     "reason_of",
 ]
@@ -35,6 +37,8 @@ __all__ = [
 CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
 # Share of a data set: more than that is not an accident.
 BROKEN_AT_MOST = Guard.broken_images
+READERS = 16  # threads that ask a disk for sizes
+BITS = 258  # the tag of a TIFF, BitsPerSample
 # Pillow reads more, some by other programs: PostScript by Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 
@@ -46,9 +50,11 @@ class ImageFiles:
       read: index -> the bytes of an image; called from several threads.
       names: of the images, for messages; a sequence.
       labels: int [n], or None.
+      read_label: instead of them, index -> the label of an image, see `Labels`.
       classes: names of the labels.
       threads: that decode at once; by default as many as this process has cores.
       skipped: reason -> how many files were passed over.
+      known: returns digests of the files, see `Source.fingerprint`.
 
     Raises:
       NotInstalled: Pillow is not installed.
@@ -62,11 +68,13 @@ class ImageFiles:
         names: Sequence[str],
         *,
         labels: np.ndarray | None = None,
+        read_label: Callable[[int], int] | None = None,
         classes: Sequence[str] = (),
         threads: int | None = None,
         skipped: Mapping[str, int] | None = None,
+        known: Callable[[], Mapping[str, str]] = dict,
     ):
-        self._pil = _pillow()
+        self._pil, self._known = _pillow(), functools.cache(known)
         self.read = read
         self.names, self.labels, self.classes = names, labels, classes
         self.skipped = dict(skipped or {})
@@ -77,9 +85,15 @@ class ImageFiles:
         self._lock = threading.Lock()
         self.threads = threads or cores()
         self._threads = ThreadPoolExecutor(self.threads)
+        if read_label:
+            self.labels = Labels(read_label, names, classes, self.threads, self._note)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Returns digests of the files and the labels: see `Source`."""
+        return {**self._known(), **digest_of_labels(self.labels)}
 
     def check(self, config: Config) -> None:
         """Raises Refusal where more than a quarter of some images are broken.
@@ -162,7 +176,7 @@ class ImageFiles:
             "finished": self._fill_views,
         }
         filters = [policy.interpolation for policy in policies]
-        fill = partial(fills[how.kind], how.size, filters)
+        fill = functools.partial(fills[how.kind], how.size, filters)
         parameters, rows = None, np.arange(b)
         while len(rows):
             images = list(self._threads.map(self._open, indices[rows].tolist()))
@@ -171,7 +185,7 @@ class ImageFiles:
             each = (draw.Parameters(*row) for row in zip(*found, strict=True))
             outs = (pictures[row] for row in rows)
             jobs = indices[rows].tolist(), images, each, outs
-            good = list(self._threads.map(partial(self._cut, fill), *jobs))
+            good = list(self._threads.map(functools.partial(self._cut, fill), *jobs))
             parameters = parameters or found
             for whole, part in zip(parameters, found, strict=True):
                 whole[rows] = part
@@ -204,14 +218,8 @@ class ImageFiles:
         """
 
         def one(index):
-            try:
+            with self._refusing(index):
                 image = self._decoded(index, channels)
-            except files.Unreachable:
-                raise
-            except Exception as error:  # whatever a damaged file makes Pillow raise
-                raise Refusal(
-                    f"{self.names[index]} cannot be read ({error}); mend or remove it"
-                ) from error
             width, height = image.size
             least = min(width, height)
             sides = (shorter * width // least, shorter * height // least)
@@ -240,10 +248,15 @@ class ImageFiles:
         return _pixels(self._decoded(index, channels), channels)
 
     def stack(self, *, channels: int = 3) -> np.ndarray:
-        """Returns all images, which are of one size, uint8 [n, h, w, c]."""
+        """Returns all images, which are of one size, uint8 [n, h, w, c].
+
+        Raises:
+          Refusal: an image cannot be read.
+        """
 
         def one(index):
-            return self.whole(index, channels=channels)
+            with self._refusing(index):
+                return self.whole(index, channels=channels)
 
         return np.stack(list(self._threads.map(one, range(len(self)))))
 
@@ -279,7 +292,22 @@ class ImageFiles:
         except files.Unreachable:  # to replace its images would change the training
             raise
         except Exception as error:
-            self.broken[index] = reason_of(error)
+            self._note(index, error)
+
+    def _note(self, index, error):
+        self.broken[index] = reason_of(error)
+
+    @contextmanager
+    def _refusing(self, index):
+        """Raises Refusal instead of what an image makes Pillow raise."""
+        try:
+            yield
+        except files.Unreachable:
+            raise
+        except Exception as error:  # whatever a damaged file makes Pillow raise
+            raise Refusal(
+                f"{self.names[index]} cannot be read ({error}); mend or remove it"
+            ) from error
 
     @contextmanager
     def _timed(self, stage):
@@ -344,7 +372,7 @@ def open_image(data: bytes) -> Any:
         sane, and more than 8 bits per channel.
     """
     pil = _pillow()
-    image = pil.open(io.BytesIO(data), formats=FORMATS)
+    image = pil.open(io.BytesIO(data), formats=formats())
     most = pil.MAX_IMAGE_PIXELS
     if most and image.width * image.height > most:
         raise ValueError(
@@ -353,9 +381,42 @@ def open_image(data: bytes) -> Any:
         )
     # Pillow clips the pixels of some modes to 0..255, and cuts others to 8 bits.
     deep = image.mode.startswith(("I", "F"))
-    if deep or any(re.search(";16[A-Z]", str(tile[3])) for tile in image.tile):
+    deep = deep or any(re.search(";16[A-Z]", str(tile[3])) for tile in image.tile)
+    # Of a TIFF whose channels lie apart it takes halves of pixels for pixels.
+    if deep or np.max(getattr(image, "tag_v2", {}).get(BITS, 8)) > 8:
         raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
     return image
+
+
+def digests(paths: Sequence[str], root: str) -> dict[str, str]:
+    """Returns digests of the names below `root` of files on a disk, and of their sizes.
+
+    Raises:
+      Unusable: a file is no longer there.
+    """
+    start, each = len(os.path.join(root, "")), 4096
+
+    def some(first):
+        return [os.path.getsize(path) for path in paths[first : first + each]]
+
+    try:
+        with ThreadPoolExecutor(READERS) as threads:  # on a network disk they wait
+            found = list(threads.map(some, range(0, len(paths), each)))
+    except OSError as error:
+        raise Unusable(f"{error.filename}: {error.strerror}") from error
+    names = "\n".join(path[start:] for path in paths)
+    return {
+        "names of files": files.digest(os.fsencode(names)),
+        "sizes of files": files.digest(np.concatenate(found).data),
+    }
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Returns the formats that are read, AVIF where the installed Pillow can."""
+    features = require("PIL.features", "reading image files", install="pillow")
+    able = "avif" in features.modules and features.check("avif")
+    return (*FORMATS, "AVIF") if able else FORMATS
 
 
 def reason_of(error: Exception) -> str:

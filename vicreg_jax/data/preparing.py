@@ -51,7 +51,7 @@ def prepare(
     and listed in index.json. The bytes written depend neither on the threads nor on
     interruptions: called again with the same settings it keeps the files that are
     finished and goes on, and returns at once if all are. Whether the source is the
-    same is judged by its names and labels, not by the images.
+    same is judged by its fingerprint: names, sizes and labels, not the images.
 
     Args:
       images: what to write; as many threads as it has, four images each in memory.
@@ -68,7 +68,7 @@ def prepare(
     Raises:
       Refusal: a setting is out of range, too many images are broken, or the folder
         holds other things.
-      Unusable: a file cannot be written, or another process is writing.
+      Unusable: a file cannot be written.
       NotInstalled: array_record is not installed.
     """
     if not (shards >= 1 and shorter_side >= 0 and 0 <= quality <= 100):
@@ -87,7 +87,8 @@ def prepare(
         shards=min(shards, len(images)),
         shorter_side=shorter_side,
         quality=quality or (90 if shorter_side else 0),
-        **_describe(images),
+        images=len(images),
+        **images.fingerprint(),
     )
     out = files.expanded(out)
     if (out / INDEX).exists():
@@ -101,16 +102,17 @@ def prepare(
 def _continue(images, out, settings, progress):
     """Begins, or goes on with what was begun, and cleans up when all is written."""
     draft = out / DRAFT
-    new = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    new = not out.exists() or (
+        out.is_dir() and all(path.name.startswith(".") for path in out.iterdir())
+    )
     if not new and not draft.is_dir():
         raise Refusal(f"{out} holds other things; name an empty or a new folder")
     draft.mkdir(parents=True, exist_ok=True)
-    with _alone(draft):
-        path = draft / "settings.json"
-        if not any(draft.glob("*.json")):
-            files.write_json(path, settings)
-        _refuse_others(out, files.read_json(path, {}), settings)
-        _write(images, out, settings, progress)
+    path = draft / "settings.json"
+    if not any(draft.glob("*.json")):
+        files.write_json(path, settings)
+    _refuse_others(out, files.read_json(path, {}), settings)
+    _write(images, out, settings, progress)
     shutil.rmtree(draft)
 
 
@@ -247,21 +249,6 @@ def _refuse_many_broken(broken, n, notes):
     )
 
 
-def _describe(images):
-    """Returns what tells a source from another, without reading its images."""
-    names = 0
-    for name in images.names:
-        names = zlib.crc32(name.encode("utf-8", "surrogateescape") + b"\0", names)
-    labels = None if images.labels is None else np.asarray(images.labels).tolist()
-    labels = zlib.crc32(json.dumps([labels, *images.classes]).encode())
-    return dict(
-        images=len(images),
-        first_image=images.names[0],
-        names_crc32=names,
-        labels_crc32=labels,
-    )
-
-
 def _refuse_others(out, held, asked):
     keys = [key for key in held | asked if held.get(key) != asked.get(key)]
     if keys:
@@ -270,19 +257,6 @@ def _refuse_others(out, held, asked):
             f"{out} holds another preparation: {'; '.join(other)}; name another"
             " folder, or remove this one"
         )
-
-
-@contextmanager
-def _alone(draft):
-    """Keeps a second process out, which would write the same drafts."""
-    import fcntl
-
-    with open(draft / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Unusable(f"another process writes {draft.parent}") from error
-        yield
 
 
 def _entry(path, *, examples):

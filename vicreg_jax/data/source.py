@@ -1,12 +1,15 @@
 """What a source of images is, whatever it reads; no randomness, no devices."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from vicreg_jax import files
 from vicreg_jax.config import Config
 from vicreg_jax.data.augment import draw
+from vicreg_jax.data.labels import checked
 from vicreg_jax.refusals import Refusal, one_line
 
 __all__ = [
@@ -18,6 +21,8 @@ __all__ = [
     "as_source",
     "check_channels",
     "count_classes",
+    "describe",
+    "digest_of_labels",
 ]
 
 IN_MEMORY = 2**30  # bytes of images that are decoded once, and held by every device
@@ -39,7 +44,7 @@ class Source(Protocol):
     `Arrays` and `image_files.ImageFiles` are the two there are.
     """
 
-    labels: Any  # int [n], where there are any; indexed by integer arrays
+    labels: Any  # int [n], where there are any, see `labels`; indexed by int arrays
     classes: Sequence[str]  # names of the labels, perhaps none
     names: Sequence[str] | None  # of the files; None where images have none
     array: np.ndarray | None  # uint8 [n, h, w, c], where all images are one array
@@ -49,6 +54,12 @@ class Source(Protocol):
     skipped: Mapping[str, int]  # reason -> how many files are no part of it
 
     def __len__(self) -> int: ...
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Returns what tells these data from others: digests by what they are of.
+
+        Where they lie is no part of it.
+        """
 
     def check(self, config: Config) -> None:
         """Raises Refusal where some images are not what the config describes."""
@@ -108,7 +119,7 @@ class Arrays:
     Args:
       images: a NumPy array or memory map, uint8 [n, h, w, c]; or anything with a length
         that an integer array indexes: images[indices] -> uint8 [b, h, w, c].
-      labels: int [n], or None.
+      labels: int [n], -1 for an image without one; or None.
       classes: names of the labels.
 
     Raises:
@@ -128,11 +139,27 @@ class Arrays:
         self.array = images if isinstance(images, np.ndarray) else None
         self.shape = _checked_shape(images)
         self.channels = self.shape[-1]
-        self.labels = labels if labels is None else _checked_labels(labels, len(self))
+        self.labels = None
+        if labels is not None:
+            self.labels = checked(labels, len(self), classes)
         self.seconds, self.broken, self.skipped = {}, {}, {}
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def fingerprint(self) -> Mapping[str, str]:
+        """Returns digests of the labels and of the pixels: all, up to 1 GiB of them.
+
+        Of more pixels, and of what is only indexed, it is those of some images.
+        """
+        images, count = self.array, len(self)
+        if images is None or images.nbytes > IN_MEMORY:
+            images = self._images[
+                np.linspace(0, count - 1, min(count, 256)).astype(int)
+            ]
+        shape = json.dumps(self.shape).encode()
+        pixels = files.digest(shape, np.ascontiguousarray(images).reshape(-1).data)
+        return {"pixels": pixels} | digest_of_labels(self.labels)
 
     def check(self, config: Config) -> None:
         channels = len(config.data.mean)
@@ -197,18 +224,26 @@ def check_channels(source: Source, channels: int) -> None:
         )
 
 
+def describe(source: Source) -> str:
+    """Returns in words how many images there are, and what was left out."""
+    words = f"{len(source):,} images"
+    if source.labels is not None and len(source.classes):
+        words += f" in {len(source.classes):,} classes"
+    left = ", ".join(f"{count:,} {why}" for why, count in source.skipped.items())
+    return f"{words} (left out: {left})" if left else words
+
+
+def digest_of_labels(labels: Any) -> dict[str, str]:
+    """Returns a digest of labels that are there at once, not read one by one."""
+    if not isinstance(labels, np.ndarray):
+        return {}
+    content = np.ascontiguousarray(labels, np.int64).reshape(-1).data
+    return {"labels": files.digest(json.dumps(labels.shape).encode(), content)}
+
+
 def count_classes(source: Source) -> int:
     """Returns how many classes the labels have, the empty ones of a folder too."""
     return len(source.classes) or int(np.asarray(source.labels).max()) + 1
-
-
-def _checked_labels(labels, count):
-    labels = np.asarray(labels)
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise Refusal(
-            f"expected labels of int [{count}]; got {labels.dtype} {labels.shape}"
-        )
-    return labels
 
 
 def _checked_shape(images):

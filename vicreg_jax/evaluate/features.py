@@ -2,7 +2,7 @@
 
 import functools
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,7 +141,7 @@ def parts(
     whole: Whole,
     folder: Path,
     *,
-    source: str,
+    data: Mapping[str, str],
     mesh: Mesh,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -154,7 +154,7 @@ def parts(
 
     Args:
       apply: (variables, views) -> a dict of "representations" and "embeddings".
-      source: what made the features; files of another are refused.
+      data: digests of the images; files of others are refused.
       progress: is told how many images are done.
 
     Raises:
@@ -162,14 +162,13 @@ def parts(
         read.
     """
     rows = np.arange(len(whole.source)) if whole.rows is None else whole.rows
-    data, lead = whole.data, jax.process_index() == 0
+    view, lead = whole.data, jax.process_index() == 0
     facts = dict(
-        source=source,
         variables=checksum(variables),
         rows=zlib.crc32(np.ascontiguousarray(rows, np.int64)),
         images=len(rows),
-        data=[data.name, data.path, data.dataset, data.split],
-        sees=[data.image_size, whole.shorter, list(data.mean), list(data.std)],
+        data=dict(data),
+        sees=[view.image_size, whole.shorter, list(view.mean), list(view.std)],
     )
     names = {"representations", "names"}
     names |= set() if whole.source.labels is None else {"labels"}

@@ -8,6 +8,7 @@ import numpy as np
 from vicreg_jax import devices
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
+from vicreg_jax.data.labels import known
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import encode
@@ -24,7 +25,8 @@ IMAGES, PAIRS, SIDE = 600, 6, 64  # side of a thumbnail of a file, in pixels
 def of_run(run: Path) -> Gallery:
     """Returns what the newest encoder of a run makes of some of its images.
 
-    Test images where there are any, else training images; the views are those of the
+    Test images where there are any, else training images, with labels if some have
+    them; the views are those of the
     training's augmentation.
 
     Raises:
@@ -41,9 +43,13 @@ def of_run(run: Path) -> Gallery:
         )
     train, test = load_splits(data, seed=config.seed)
     images = train if test is None else test
-    n, labels = len(images), images.labels
-    groups = np.zeros(n, int) if labels is None else np.asarray(labels)
-    rows = balanced(groups, min(1.0, IMAGES / n), config.seed, purpose="gallery")
+    rows = known(images.labels)
+    labelled = len(rows) > 0  # by which it also draws
+    rows = rows if labelled else np.arange(len(images))
+    labels = np.asarray(images.labels)[rows] if labelled else np.zeros(len(rows), int)
+    share = min(1.0, IMAGES / len(rows))
+    chosen = balanced(labels, share, config.seed, purpose="gallery")
+    rows, labels = rows[chosen], labels[chosen]
     few = min(PAIRS, len(train))
     some = replace(config, data=replace(data, batch_size=few, views=2))
     planner = plan.Planner(
@@ -61,7 +67,7 @@ def of_run(run: Path) -> Gallery:
         thumbnails=images.centres(
             rows, size=SIDE, shorter=SIDE, channels=len(data.mean)
         ),
-        labels=None if labels is None else groups[rows],
+        labels=labels if labelled else None,
         classes=images.classes,
         views=np.round(255 * seen.clip(0, 1)).astype(np.uint8),
     )

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from vicreg_jax.config.evaluation import Head
+from vicreg_jax.data.labels import NO_LABEL
 from vicreg_jax.refusals import Refusal
 
 __all__ = [
@@ -129,10 +130,16 @@ def logits(
 
 
 def losses(scores: jax.Array, labels: jax.Array) -> jax.Array:
-    """Returns the mean cross-entropy of each head, [heads], of scores [heads, n, c]."""
+    """Returns the mean cross-entropy of each head, [heads], of scores [heads, n, c].
+
+    Images without a label (-1) do not count.
+    """
     labels = jnp.broadcast_to(labels, scores.shape[:2])
-    each = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
-    return jnp.mean(each, axis=1)
+    known = labels != NO_LABEL
+    numbers = jnp.where(known, labels, 0)
+    each = optax.softmax_cross_entropy_with_integer_labels(scores, numbers)
+    count = jnp.maximum(jnp.sum(known, axis=1), 1).astype(each.dtype)
+    return jnp.sum(each, axis=1, where=known) / count
 
 
 def sgd(

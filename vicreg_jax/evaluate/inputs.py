@@ -12,9 +12,11 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data, Evaluation, Guard
 from vicreg_jax.data import plan
-from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.image_files import ImageFiles, digests
+from vicreg_jax.data.labels import exist, known
 from vicreg_jax.data.source import Source, check_channels, count_classes
 from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.evaluate import apart
 from vicreg_jax.evaluate.features import Whole
 from vicreg_jax.evaluate.multilabel import read_multilabel
 from vicreg_jax.refusals import Refusal
@@ -38,21 +40,32 @@ class Inputs(NamedTuple):
     test: Source | None
     classes: int  # 0 without labels
     kept: np.ndarray  # int [n], the training images to use
+    tested: np.ndarray  # int [m], the test images to use, perhaps none
     shorter_side: int  # of test images of any size
 
     def whole(self, part: str) -> Whole:
         """Returns the images of a part, "train" or "test", to be seen whole."""
-        rows = self.kept if part == "train" else np.arange(len(self.test))
+        rows = self.kept if part == "train" else self.tested
         return Whole(getattr(self, part), self.config.data, rows, self.shorter_side)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Returns digests of the images of both parts: see `Source.fingerprint`."""
+        found = {"choice of training images": files.digest(self.kept.tobytes())}
+        for part, source in (("training", self.train), ("test", self.test)):
+            own = {} if source is None else source.fingerprint()
+            found |= {f"{part} {name}": value for name, value in own.items()}
+        return found
 
 
 def open_inputs(config: Evaluation, encoder: Encoder) -> Inputs:
     """Returns the images of an evaluation; what its config leaves open is the run's.
 
     Those of the task svm have several labels each, int [n, c]: see `read_multilabel`.
+    Of others only images with a label are used, but for the task features.
 
     Raises:
-      Refusal: there is no such data, or it lacks what it needs.
+      Refusal: there is no such data, it lacks what it needs, or it is judged on its
+        own training images.
     """
     multilabel, given = config.task == "svm", config.data
     if multilabel:
@@ -61,7 +74,8 @@ def open_inputs(config: Evaluation, encoder: Encoder) -> Inputs:
     if multilabel:
         train = _multilabel(given.path, given.split)
         test = _multilabel(given.path, given.test_split or "test")
-        classes, kept = len(train.classes), np.arange(len(train))
+        classes = len(train.classes)
+        kept, tested = np.arange(len(train)), np.arange(len(test))
     else:
         train, test = splits = load_splits(
             seen.data,
@@ -69,8 +83,16 @@ def open_inputs(config: Evaluation, encoder: Encoder) -> Inputs:
             test_path=given.test_path,
             test_split=given.test_split,
         )
-        classes = _count_classes(splits, encoder.channels)
+        for split in filter(None, splits):
+            check_channels(split, encoder.channels)
+        judged = config.task != "features"
+        classes = _count_classes(train, test) if judged else 0
         kept = _kept(train, config)
+        tested = np.arange(0) if test is None else _used(test, judged)
+    if test is not None and config.task != "features":
+        records = seen.data.name == "tfrecord"
+        patterns = (seen.data.path, given.test_path) if records else ()
+        apart.check(train, test, patterns=patterns)
     size = seen.data.image_size
     if 0 < given.shorter_side < size:
         raise Refusal(
@@ -78,7 +100,7 @@ def open_inputs(config: Evaluation, encoder: Encoder) -> Inputs:
             f" {size}; the centre would not fill it"
         )
     shorter_side = given.shorter_side or round(size * 8 / 7)
-    return Inputs(seen, train, test, classes, kept, shorter_side)
+    return Inputs(seen, train, test, classes, kept, tested, shorter_side)
 
 
 def _batch_config(config, encoder):
@@ -132,12 +154,12 @@ def _batch_config(config, encoder):
 
 def need_labels(found: Inputs, *, test: bool = True) -> None:
     """Raises Refusal without labels, or without a labelled test split."""
-    if found.train.labels is None:
+    if not exist(found.train.labels):
         raise Refusal(
             f"config.data.name {found.config.data.name!r}: the training images have no"
             " labels; expected class folders, or a data set with labels"
         )
-    if test and (found.test is None or found.test.labels is None):
+    if test and (found.test is None or not exist(found.test.labels)):
         raise Refusal(
             f"config.data.name {found.config.data.name!r}: there are no labelled test"
             " images; give config.data.test_path (folders and files) or"
@@ -221,57 +243,69 @@ def _need_voc(given):
 
 def _multilabel(root, split):
     found = read_multilabel(root, split)
+    names = [str(path) for path in found.paths]
     return ImageFiles(
-        lambda i: files.read(str(found.paths[i])),
-        [str(path) for path in found.paths],
+        lambda i: files.read(names[i]),
+        names,
         labels=found.labels,
         classes=found.classes,
+        known=lambda: digests(names, str(files.expanded(root))),
     )
 
 
-def _count_classes(splits, channels):
-    """Returns how many classes there are, 0 without labels, after checking splits."""
-    for split in splits:
-        if split is not None:
-            check_channels(split, channels)
-    if splits.train.labels is None:
+def _count_classes(train, test):
+    """Returns how many classes there are, 0 without labels; checks both parts' labels.
+
+    Raises:
+      Refusal: see `open_inputs`.
+    """
+    if not exist(train.labels):
         return 0
-    count = count_classes(splits.train)
-    for split, name in zip(splits, ("training", "test"), strict=True):
-        if split is not None:
-            _check_labels(split, name, count)
+    count = count_classes(train)
+    rows = known(None if test is None else test.labels)
+    if len(rows) and (labels := np.asarray(test.labels)[rows]).max() >= count:
+        raise Refusal(
+            f"test labels are from {labels.min()} to {labels.max()}; expected 0 to"
+            f" {count - 1}, as the training images have {count} classes"
+        )
+    if isinstance(train.labels, np.ndarray):  # in TFRecords class 0 may be no class
+        empty = sorted(set(range(count)) - set(train.labels.tolist()))
+        if empty:
+            raise Refusal(
+                f"{len(empty)} of {count} classes have no training image, such as class"
+                f" {empty[0]}; remove them, or number the labels without gaps"
+            )
     return count
 
 
-def _check_labels(source, name, count):
-    labels = source.labels
-    if labels is None:
-        return
-    everything = isinstance(labels, np.ndarray)
-    if not everything:  # each is read with its image
-        some = np.linspace(0, len(labels) - 1, min(64, len(labels)))
-        labels = labels[some.astype(int)]
-    if labels.min() < 0 or labels.max() >= count:
+def _used(source, judged):
+    """Returns the images of a source to use: where they are judged, with a label."""
+    used = known(source.labels) if judged else np.arange(len(source))
+    if source.broken:  # so their labels could not be read either
+        index = min(source.broken)
         raise Refusal(
-            f"{name} labels are from {labels.min()} to {labels.max()}; expected 0 to"
-            f" {count - 1}, as the training images have {count} classes"
+            f"{source.names[index]} cannot be read ({source.broken[index]}); mend or"
+            " remove it"
         )
-    empty = sorted(set(range(count)) - set(labels.tolist())) if everything else []
-    if empty and name == "training":
-        raise Refusal(
-            f"{len(empty)} of {count} classes have no {name} image, such as class"
-            f" {empty[0]}; remove them, or number the labels without gaps"
-        )
+    return used
 
 
 def _kept(train, config):
-    data = config.data
+    data, judged = config.data, config.task != "features"
+    used = _used(train, judged)
     if data.names:
         if train.names is None:
             raise Refusal("config.data.names is for image files; arrays have none")
-        return listed(train.names, data.names)
+        kept = np.intersect1d(listed(train.names, data.names), used)
+        if judged and exist(train.labels) and not len(kept):
+            raise Refusal(
+                f"config.data.names: no image that {data.names} names has a label"
+            )
+        return kept
     if data.fraction < 1:
-        if train.labels is None:
+        if not exist(train.labels):
             raise Refusal("config.data.fraction needs labels; there are none")
-        return balanced(np.asarray(train.labels), data.fraction, config.seed)
-    return np.arange(len(train))
+        used = _used(train, True)
+        labels = np.asarray(train.labels)[used]
+        return used[balanced(labels, data.fraction, config.seed)]
+    return used

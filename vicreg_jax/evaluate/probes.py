@@ -11,7 +11,9 @@ from rich.table import Table
 from vicreg_jax import files
 from vicreg_jax.config import Config
 from vicreg_jax.data import plan
-from vicreg_jax.data.source import Splits
+from vicreg_jax.data.labels import known
+from vicreg_jax.data.source import Arrays, Splits
+from vicreg_jax.evaluate import apart
 from vicreg_jax.evaluate.features import encode
 from vicreg_jax.refusals import Refusal, require
 from vicreg_jax.report.uncertainty import margin
@@ -41,13 +43,13 @@ def check(splits: Splits, config: Config) -> None:
     """Raises, before any training, what would stop `few_labels` after it.
 
     Raises:
-      Refusal: a split without labels or of files, or more labels asked for than a
-        class has.
+      Refusal: a split without labels or of files, more labels asked for than a class
+        has, or test images that are training images.
       ModuleNotFoundError: scikit-learn is not installed.
     """
     train, test = splits
-    given = [x for x in (train, test) if x is not None and x.array is not None]
-    if len(given) < 2 or train.labels is None or test.labels is None:
+    given = [x for x in splits if x is not None and x.array is not None]
+    if len(given) < 2 or not all(len(known(x.labels)) for x in given):
         raise Refusal(
             "config.evaluate.draws needs arrays with labels and a labelled test split;"
             f" the data {config.data.name!r} lacks them; set config.evaluate.draws=0"
@@ -58,12 +60,14 @@ def check(splits: Splits, config: Config) -> None:
             f" {test.array.shape}; expected the same height, width and channels"
         )
     most = max(config.evaluate.labels_per_class, default=0)
-    fewest = np.unique(train.labels, return_counts=True)[1].min()
+    labels = train.labels[known(train.labels)]
+    fewest = np.unique(labels, return_counts=True)[1].min()
     if most > fewest:
         raise Refusal(
             f"config.evaluate.labels_per_class asks for {most}; a class has only"
             f" {fewest}"
         )
+    apart.check(train, test)
     check_installed()
 
 
@@ -77,11 +81,12 @@ def few_labels(
 ) -> list[Accuracy]:
     """Returns the accuracies of raw pixels, whitened pixels and encoders.
 
-    Labels are drawn from the training split, the same draws for every row, so that
-    rows can be compared in pairs. Features are centred and scaled as a whole to unit
-    mean variance by statistics of the training split, which need no labels. (Scaling
-    each feature would hurt raw pixels.) 1-NN goes by cosine; the linear probe is
-    logistic regression with scikit-learn's default L2 penalty, C = 1.
+    Images without a label are left out. Labels are drawn from the training split, the
+    same draws for every row, so that rows can be compared in pairs. Features are
+    centred and scaled as a whole to unit mean variance by statistics of the training
+    split, which need no labels. (Scaling each feature would hurt raw pixels.) 1-NN goes
+    by cosine; the linear probe is logistic regression with scikit-learn's default L2
+    penalty, C = 1.
 
     Args:
       encoders: by name, one row each.
@@ -90,6 +95,7 @@ def few_labels(
       Refusal: see `check`.
     """
     check(splits, config)
+    splits = Splits(*map(_labelled, splits))
     train, test = splits
     draws = {
         n: [
@@ -162,6 +168,13 @@ def show(table: list[Accuracy]) -> None:
         " width of their 95 % interval.",
         highlight=False,
     )
+
+
+def _labelled(images):
+    rows = known(images.labels)
+    if len(rows) == len(images):
+        return images
+    return Arrays(images.array[rows], images.labels[rows])
 
 
 def _draw(labels, n, seed, number):

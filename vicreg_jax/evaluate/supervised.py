@@ -81,7 +81,7 @@ class Supervised(Job):
 
     Attributes:
       aside: int [m], the training images that choose among a bank of heads.
-      tested: int [t], all test images.
+      tested: int [t], the test images.
     """
 
     log_steps = 50
@@ -95,7 +95,7 @@ class Supervised(Job):
         if head.held_out and head.bank > 1:
             labels = np.asarray(found.train.labels)
             kept, self.aside = held_out(kept, labels, head.held_out, config.seed)
-        self.tested = np.arange(len(found.test))
+        self.tested = found.tested
         self._planner = _Chosen(kept, config.seed, data.batch_size)
         self.epoch = self._planner.steps_per_epoch
         self.checkpoint_steps = self.judge_steps = self.epoch
@@ -108,7 +108,11 @@ class Supervised(Job):
         begin = partial(network.init, config=found.config)
         self._init = jax.jit(begin, out_shardings=whole)
         self.like = jax.eval_shape(self._init, variables)
-        self.facts = {"examples": len(kept), "encoder": checksum(variables)}
+        self.facts = {
+            "examples": len(kept),
+            "encoder": checksum(variables),
+            "data": found.fingerprint(),
+        }
         self.size = (
             f"config.data.batch_size {data.batch_size} on {self.mesh.size} device(s)"
         )

@@ -1,20 +1,24 @@
 """The evaluations by name: from a config and a checkpoint to a result on disk."""
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from vicreg_jax import devices, files
+from vicreg_jax import devices, files, models
 from vicreg_jax.config import Augment, Evaluation
 from vicreg_jax.data import plan
+from vicreg_jax.data.source import describe
+from vicreg_jax.devices import processes
 from vicreg_jax.evaluate import (
     diagnostics,
     features,
@@ -50,22 +54,48 @@ def run(config: Evaluation, workdir: Path, *, name: str) -> None:
       Refusal: what is wrong with the checkpoint, the data or the
         workdir, before anything is written.
     """
-    devices.mesh()
-    encoder = loading.load(config.checkpoint)
-    inputs = open_inputs(config, encoder)
-    if config.task != "features":
-        need_labels(inputs)
-    workdir = workdirs.claim(workdir, config)
-    finished = result_file.read(workdir)
-    if finished and finished["step"] != encoder.step:
+    workdirs.agree(workdir, config)
+    with processes.all_or_none(Refusal, of=Refusal):
+        devices.mesh()
+        encoder = loading.load(config.checkpoint, stem=config.model.stem)
+        inputs = open_inputs(config, encoder)
+        if config.task != "features":
+            need_labels(inputs)
+    judged = {
+        "variables": features.checksum(encoder.variables),
+        "images": inputs.fingerprint(),
+    }
+    processes.agree(judged)
+    with workdirs.claimed(workdir, config) as (workdir, _):
+        finished = result_file.read(workdir)
+        if finished:
+            _need_same(workdir, finished, judged | {"step": encoder.step})
+        else:
+            task = Task(config, workdir, encoder, inputs, name, judged)
+            if _is_first():
+                sys.stderr.write(f"{task.opening()}\n")
+            TASKS[config.task](task)
+    if finished and _is_first():
+        results.show(finished)
+
+
+def _need_same(workdir, finished, now):
+    """Refuses a result of another encoder or other images; one of old may not tell."""
+    advice = "choose another --workdir, or remove it"
+    if finished["step"] != now["step"]:
         raise Refusal(
             f"{workdir} has the result of step {finished['step']}, the checkpoint is"
-            f" now at step {encoder.step}; choose another --workdir, or remove it"
+            f" now at step {now['step']}; {advice}"
         )
-    if not finished:
-        TASKS[config.task](Task(config, workdir, encoder, inputs, name))
-    elif _is_first():
-        results.show(finished)
+    if finished.get("variables", now["variables"]) != now["variables"]:
+        raise Refusal(f"{workdir} has the result of another encoder; {advice}")
+    then = finished.get("images", now["images"])
+    others = [x for x in then | now["images"] if then.get(x) != now["images"].get(x)]
+    if others:
+        raise Refusal(
+            f"{workdir} has the result of other images ({', '.join(others)} differ);"
+            f" {advice}"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,6 +107,19 @@ class Task:
     encoder: Encoder
     inputs: Inputs
     name: str  # of the config file
+    judged: Mapping[str, Any]  # checksum of the "variables", digests of the "images"
+
+    def opening(self) -> str:
+        """Returns a line on what is to be judged, on which images, where."""
+        encoder, found = self.encoder, self.inputs
+        spec = models.spec(encoder.module)
+        model = spec["name"] if spec else type(encoder.module).__name__
+        step = "" if encoder.step is None else f" at step {encoder.step}"
+        words = f"{self.config.task} of {model}{step} from {encoder.source}: "
+        words += f"{len(found.kept):,} of {describe(found.train)} for training"
+        if found.test is not None:
+            words += f", {describe(found.test)} for testing"
+        return f"{words}; {processes.described()}; in {self.workdir}"
 
     def parts(self, part: str, *, embed: bool = False) -> Iterator[dict]:
         """Yields the features of "train" or "test", kept in the workdir, file by file.
@@ -104,7 +147,7 @@ class Task:
                 (self.encoder.variables, rest),
                 whole,
                 self.workdir / "features" / part,
-                source=self.encoder.source,
+                data=self.judged["images"],
                 mesh=devices.mesh(),
                 progress=progress,
             )
@@ -143,8 +186,9 @@ class Task:
             "name": self.name,
             "checkpoint": self.config.checkpoint,
             "step": self.encoder.step,
+            **self.judged,
             "data": data.dataset if data.name == "tfds" else data.path or data.name,
-            "tested": len(self.inputs.test),
+            "tested": len(self.inputs.tested),
             "results": dict(table),
             "published": results.published(task, self.encoder.module, self.inputs),
             "notes": list(notes),

@@ -7,6 +7,7 @@ JAX, it does not survive os.fork.
 
 import functools
 import glob
+import hashlib
 import io
 import os
 import re
@@ -23,6 +24,7 @@ __all__ = [
     "Unreachable",
     "check_size",
     "crc32",
+    "digest",
     "expanded",
     "folder",
     "in_bucket",
@@ -187,6 +189,14 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or one_line(error)
         raise Unusable(f"{path} cannot be written: {reason}") from error
+
+
+def digest(*parts: bytes | memoryview) -> str:
+    """Returns 16 hexadecimal digits that tell contents apart: BLAKE2b of all parts."""
+    state = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
 
 
 def crc32(path: str | os.PathLike) -> int:

@@ -261,12 +261,15 @@ def _name_lines(axes):
         best = np.argmax(np.minimum(np.abs(nearest), 1) - 0.05 * aside - (x > 0.75))
         above = nearest[best] > 0 or (nearest[best] == 0 and i % 2 == 0)
         offset = (3, 3) if above else (-3, -9)
-        _beside(axes, line.get_label(), line.get_xydata()[best], offset, "ink")
+        name = _beside(axes, line.get_label(), line.get_xydata()[best], offset, "ink")
+        # However close another line is, the colour tells whose name it is.
+        frame = {"boxstyle": "round,pad=0.15", "facecolor": COLOURS["paper"]}
+        name.set_bbox(frame | {"edgecolor": line.get_color(), "linewidth": 0.8})
 
 
 def _beside(axes, text, point, offset, colour):
     """Writes a text at an offset from a point, in points, away from it."""
-    axes.annotate(
+    return axes.annotate(
         text,
         point,
         xytext=offset,

@@ -10,7 +10,7 @@ from vicreg_jax import files, methods
 from vicreg_jax.config import Config
 from vicreg_jax.files import is_number
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, printable
-from vicreg_jax.run import json_lines, result_file, workdirs
+from vicreg_jax.run import goodput, json_lines, result_file, workdirs
 
 __all__ = ["Gallery", "Record", "check_gallery", "read_run"]
 
@@ -29,6 +29,7 @@ class Record(NamedTuple):
     environment: dict[str, Any]
     few_labels: list[dict[str, Any]]
     results: list[dict[str, Any]]  # of eval/*/result.json
+    starts: list[dict[str, Any]]  # lines of starts.jsonl
     diagnostics: dict[str, dict[str, Any]]  # name of its folder -> diagnostics.json
     unreadable: list[str]  # files that are there, but not what they should be
 
@@ -78,6 +79,11 @@ def read_run(workdir: str | os.PathLike) -> Record:
         lines, damaged = _metrics(workdir / "metrics.jsonl")
     except Unusable:
         unreadable.append("metrics.jsonl")
+    starts = []
+    try:
+        starts = goodput.read(workdir)
+    except Refusal:
+        unreadable.append(goodput.NAME)
     return Record(
         name=printable(workdir.resolve().name),
         config=config,
@@ -89,6 +95,7 @@ def read_run(workdir: str | os.PathLike) -> Record:
         results=list(
             found(f"eval/*/{result_file.FILE}", result_file.is_result).values()
         ),
+        starts=starts,
         diagnostics=found("eval/*/diagnostics.json", _is_mapping),
         unreadable=unreadable,
     )

@@ -16,6 +16,7 @@ from vicreg_jax.report import map as maps
 from vicreg_jax.report.charts import Reference, curve, short
 from vicreg_jax.report.read import Gallery, Record
 from vicreg_jax.report.uncertainty import interval, margin
+from vicreg_jax.run import goodput
 
 __all__ = [
     "compose",
@@ -318,6 +319,8 @@ def _facts(record):
         "training": f"{config.epochs} epochs, batch of {data.batch_size},"
         f" {optimizer.name}, base rate {optimizer.base_lr:g}, seed {config.seed}",
     }
+    if record.starts:
+        facts["time"] = goodput.words(record.starts).removeprefix("time: ")
     known = ("commit", "devices", "host_cores", "jax", "python", "started")
     found = {name: record.environment.get(name) for name in known}
     return facts | {name.replace("_", " "): value for name, value in found.items()}

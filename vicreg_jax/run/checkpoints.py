@@ -32,10 +32,11 @@ class Checkpoints:
       folder: created where needed.
       facts: what must not change between saving and restoring, such as the number of
         training examples.
+      other_data: whether facts of the data may differ: see `checksums.check_fit`.
       read_only: another process may be writing; touch nothing.
 
     Attributes:
-      note: after `restore`, a line if the state was saved on other devices, or "".
+      notes: after `restore`, lines on what was different when the state was saved.
 
     Raises:
       Unusable: the folder cannot be written to.
@@ -46,9 +47,10 @@ class Checkpoints:
         folder: str | os.PathLike,
         *,
         facts: Mapping[str, Any] | None = None,
+        other_data: bool = False,
         read_only: bool = False,
     ):
-        self.note = ""
+        self.notes, self._other_data = [], other_data
         self._folder = Path(folder).absolute()
         self._facts = json.loads(json.dumps(dict(facts or {})))  # as they come back
         self._manager = None
@@ -113,7 +115,12 @@ class Checkpoints:
         )
 
     def restore(
-        self, like: Any, *, step: int | None = None, part: bool = False
+        self,
+        like: Any,
+        *,
+        step: int | None = None,
+        before: int | None = None,
+        part: bool = False,
     ) -> tuple[int, Any] | None:
         """Returns the newest undamaged (step, state), or None where there is none yet.
 
@@ -123,6 +130,7 @@ class Checkpoints:
         Args:
           like: tree of arrays or ShapeDtypeStructs with the wanted shardings.
           step: only this one, such as `best()`.
+          before: only those of earlier steps; the others are set aside as if damaged.
           part: whether it may lack some of the state; then it is a nested dict, and
             what is returned is in host memory.
 
@@ -135,22 +143,29 @@ class Checkpoints:
         )
         self.wait()
         steps = json.loads(processes.first_line(json.dumps(self.steps()[::-1])))
+        late = [x for x in steps if before is not None and x >= before]
+        steps = [x for x in steps if x not in late]
         reasons, steps = {}, steps if step is None else [step]
         for step in steps:
             try:
-                record, state = self._read(step, like, part)
+                record, differs, state = self._read(step, like, part)
             except Unusable as error:  # on all processes
                 reasons[step] = f"step {step}: {error}"
                 logging.warning("checkpoint not usable, %s", reasons[step])
                 continue
             if self._manager:
-                self._set_aside(list(reasons), step)
+                self._set_aside([*late, *reasons], step)
             saved, now = record["devices"], processes.devices()
-            self.note = ""
+            self.notes = []
             if saved != now:
-                self.note = (
+                self.notes.append(
                     f"step {step} was saved on {saved} and is now on {now}: equal to"
                     " rounding from here on, not bit for bit"
+                )
+            if differs:
+                self.notes.append(
+                    f"step {step} was made with {', '.join(differs)}; it goes on with"
+                    " what there is now"
                 )
             return step, state
         if reasons:
@@ -167,11 +182,12 @@ class Checkpoints:
             if jax.process_index() == 0:
                 checksums.check_files(folder)
             record = checksums.read(folder)
-        checksums.check_fit(folder, record, like, self._facts, part=part)
+        options = dict(part=part, other_data=self._other_data)
+        differs = checksums.check_fit(folder, record, like, self._facts, **options)
         with all_or_none(Unusable):
             state = orbax.read(folder, like, part=part)
             checksums.check_arrays(record, state)
-        return record, state
+        return record, differs, state
 
     def _set_aside(self, damaged, good):
         """Renames what is not usable: it would bar newer ones. Deletes the outdated."""

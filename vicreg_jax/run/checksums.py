@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.refusals import Refusal, Unusable
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, printable
 
 __all__ = [
     "RECORD",
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 RECORD = "record.json"
+DATA = ("examples", "data")  # facts that are of the data
 
 
 def arrays(tree: Any) -> dict[str, list]:
@@ -62,25 +63,46 @@ def check_fit(
     facts: Mapping[str, Any],
     *,
     part: bool,
-) -> None:
-    """Refuses a checkpoint of something else.
+    other_data: bool = False,
+) -> list[str]:
+    """Refuses a checkpoint of something else; returns in words what may be other.
 
     Args:
       record: that of the checkpoint in the folder.
       like: tree of what has a shape and a dtype.
-      facts: what must be as recorded.
+      facts: what must be as recorded. "examples" and "data", digests by what they are
+        of, are of the data; "code", a digest, may be another. (Records of old may lack
+        digests.)
       part: whether the state may have more arrays than are wanted.
+      other_data: whether those facts may differ.
 
     Raises:
       Refusal: naming the fact, or the first arrays.
     """
+    saved = record["facts"]
     for name, value in facts.items():
-        saved = record["facts"].get(name)
-        if saved != value:
+        if name not in (*DATA, "code") and saved.get(name) != value:
             raise Refusal(
-                f"the checkpoint {folder} was made with {saved} {name}, now there are"
-                f" {value}; choose another --workdir"
+                f"the checkpoint {folder} was made with {saved.get(name)} {name}, now"
+                f" there are {value}; choose another --workdir"
             )
+    differs = []
+    then, now = saved.get("examples"), facts.get("examples")
+    if now not in (None, then):
+        differs.append(f"{then} examples, now there are {now}")
+    then, now = saved.get("data"), facts.get("data")
+    if then and now:
+        others = [name for name in then | now if then.get(name) != now.get(name)]
+        differs += [f"other {name}" for name in others]
+    if differs and not other_data:
+        raise Refusal(
+            f"the checkpoint {folder} was made with {', '.join(differs)}; give the old"
+            " data, go on with these by --config.guard.other_data=True, or choose"
+            " another --workdir"
+        )
+    code = facts.get("code")
+    if saved.get("code", code) != code:
+        differs.append("other code of the method")
     saved, wanted, wrong = record["arrays"], arrays(like), []
     for name, (kind, _) in wanted.items():
         if name not in saved:
@@ -96,6 +118,7 @@ def check_fit(
             f"{more}; give the encoder (encoder=) and optimizer that it was trained"
             " with, or choose another --workdir"
         )
+    return differs
 
 
 def check_arrays(record: Mapping[str, Any], tree: Any) -> None:
@@ -130,8 +153,10 @@ def read(folder: Path) -> dict[str, Any]:
     """
     try:
         content = files.read_json(folder / RECORD, {"record": dict, "crc32": int})
-    except Refusal as error:
-        said = str(error).removeprefix(f"{folder}/")
+    except NotFound as error:
+        raise Unusable(f"{RECORD} cannot be read: it is missing") from error
+    except Unusable as error:  # in which the whole path is
+        said = str(error).removeprefix(printable(f"{folder}/"))
         raise Unusable(said) from error
     record = content["record"]
     if _crc32_of_json(record) != content["crc32"]:

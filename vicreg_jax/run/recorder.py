@@ -32,7 +32,7 @@ class Recorder:
 
     def __init__(self, session: Any, feed: Feed, wandb_run: Any):
         self._job, self._bar, self._feed = session.job, session.bar, feed
-        self._watchdog = session.watchdog
+        self._watchdog, self._goodput = session.watchdog, session.goodput
         self._writer = None  # of the processes that do not write
         if jax.process_index() == 0:
             self._writer = metrics_file.Writer(
@@ -78,6 +78,7 @@ class Recorder:
         if not self._measured:  # compiling is timed apart
             self._measured = True
             self.pause(time.perf_counter() - begin)
+            self._goodput.add("compiling", time.perf_counter() - begin)
         self._waiting = (step, values)
 
     def flush(self) -> None:
@@ -91,6 +92,7 @@ class Recorder:
         values |= {"epoch": step / self._job.epoch}
         values |= self._speed(step) | peak_memory()
         self._writer.write(step, {k: v for k, v in values.items() if math.isfinite(v)})
+        self._goodput.write(step)
         if row:
             self._bar.note(f"step {step}: loss or gradient not finite; skipped")
         else:

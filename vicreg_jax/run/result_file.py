@@ -20,7 +20,10 @@ FIELDS = {
     "results": dict,
     "published": dict,
     "notes": list,
+    "variables": int,
+    "images": dict,
 }
+NOT_OF_OLD = {"variables": 0, "images": {}}
 
 
 def write(folder: Path, content: Mapping[str, Any]) -> None:
@@ -28,8 +31,9 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
 
     Args:
       content: "task"; "name" of the config file; "checkpoint" and, where it is known,
-        its "step"; "data"; "results", by name in per cent of the "tested" images, and
-        those "published"; "notes", lines.
+        its "step"; the checksum of its "variables" and digests of the "images"; "data";
+        "results", by name in per cent of the "tested" images, and those "published";
+        "notes", lines.
     """
     files.write_json(folder / FILE, files.sealed(content))
 
@@ -52,7 +56,9 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def is_result(content: Any) -> bool:
     """Tells whether it has all that will be shown, of the right types and limits."""
-    if not isinstance(content, dict) or files.odd_fields(content, FIELDS):
+    if not isinstance(content, dict):
+        return False
+    if files.odd_fields(NOT_OF_OLD | content, FIELDS):
         return False
     shares = [*content["results"].values(), *content["published"].values()]
     return (

@@ -8,21 +8,25 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vicreg_jax import devices, files
 from vicreg_jax.config import Config, Evaluation, fields
 from vicreg_jax.devices import processes, sharding
-from vicreg_jax.refusals import Diverged, Refusal
-from vicreg_jax.run import progress, workdirs
+from vicreg_jax.refusals import Diverged, Refusal, Unusable
+from vicreg_jax.run import checksums, goodput, progress, rerun, workdirs
 from vicreg_jax.run.checkpoints import Checkpoints
+from vicreg_jax.run.goodput import Goodput
 from vicreg_jax.run.prefetch import Feed
 from vicreg_jax.run.recorder import Recorder
 from vicreg_jax.run.signals import Stop
+from vicreg_jax.run.spikes import LASTS, Spikes
 from vicreg_jax.run.watchdog import Watchdog
 
 __all__ = ["Job", "Session", "out_of_memory", "spans"]
@@ -42,10 +46,19 @@ class Job:
     profile_step: int = 0  # which is profiled, 0 for none
     at_once: int = 1  # steps of one dispatch, where it may take several
     like: Any  # shapes and shardings of the state
-    facts: Mapping[str, Any]  # what a checkpoint must have been made with
+    facts: Mapping[str, Any]  # what a checkpoint must have been made with; see there
     size: str  # in words, what takes the memory of a device
     warning: str = ""  # in words, what may go wrong
     cure: str  # in words, what to try where numbers are not finite
+
+    def opening(self, before: Any, start: int) -> list[str]:
+        """Returns lines on what is to be done, before anything compiles.
+
+        Args:
+          before: the config of what is continued, or None.
+          start: the step that it continues at.
+        """
+        return []
 
     def init(self) -> Any:
         """Returns the state of step 0."""
@@ -102,6 +115,7 @@ class Session:
 
     Args:
       workdir: claimed by the config of the job.
+      before: the config of what it continues, where that may differ.
       start_wandb: function (workdir, config, note) -> a run on Weights & Biases, or
         None.
 
@@ -110,13 +124,18 @@ class Session:
         somebody sets it.
       watchdog: to be paused for what may take long.
       bar: shows what is going on.
+      goodput: counts what the time goes into.
     """
 
-    def __init__(self, job: Job, workdir: Path, *, start_wandb: Any = None):
-        self.job, self.workdir, self._start_wandb = job, workdir, start_wandb
+    def __init__(
+        self, job: Job, workdir: Path, *, before: Any = None, start_wandb: Any = None
+    ):
+        self.job, self.workdir = job, workdir
+        self._before, self._start_wandb = before, start_wandb
         self._together = jax.process_count() > 1
         # Unfinished collectives of several virtual CPU devices wait for each other's
         # threads.
+        self._copy = jax.jit(partial(jax.tree.map, jnp.copy))
         self._one_by_one = job.mesh.size > 1 and jax.default_backend() == "cpu"
 
     def __enter__(self) -> "Session":
@@ -125,7 +144,13 @@ class Session:
             # Left last, after the last save.
             self._stop = closing.enter_context(Stop(together=self._together))
             closing.enter_context(out_of_memory(job.size))
-            self.checkpoints = Checkpoints(workdir / "checkpoints", facts=job.facts)
+            arrays = checksums.arrays(job.like)  # their kinds, as they have no values
+            processes.agree({**job.facts, "array": arrays})
+            self.checkpoints = Checkpoints(
+                workdir / "checkpoints",
+                facts=job.facts,
+                other_data=job.config.guard.other_data,
+            )
             closing.callback(self.checkpoints.close)
             self.start, self.state = self.checkpoints.restore(job.like) or (0, None)
             if self.start > job.total:
@@ -138,8 +163,11 @@ class Session:
                 workdirs.write_config(workdir, job.config)
                 where = devices.environment() | {"memory_per_device": job.size}
                 files.write_json(workdir / "environment.json", where)
+            self.goodput = Goodput(workdir, self.start)
             self.bar = progress.Bar(total=job.total, done=self.start, silent=not lead)
             closing.callback(self.bar.close)
+            for text in self._opening():
+                self.bar.note(text)
             self.watchdog = Watchdog(
                 job.config.guard.stuck_seconds,
                 workdir / f"stuck_{jax.process_index()}.txt",
@@ -168,25 +196,30 @@ class Session:
             wandb_run = self._start_wandb(self.workdir, config, self.bar.note)
         if wandb_run:
             self._closing.callback(self._finish, wandb_run)
-        went_back = 0
+        self.goodput.add("starting", self.goodput.in_steps())
+        self._may_go_back, self._spikes = True, Spikes(self.job.config.guard.spike)
         while True:
             try:
-                return self._train(wandb_run, went_back)
-            except _NotFinite as error:
-                with self.watchdog.paused():
-                    self.checkpoints.wait()
-                    found = None
-                    if not went_back:
-                        found = self.checkpoints.restore(self.job.like)
+                return self._train(wandb_run)
+            except _Back as error:
+                found = None
+                if self._may_go_back:
+                    with self.watchdog.paused():
+                        self.checkpoints.wait()
+                        found = self.checkpoints.restore(
+                            self.job.like, before=error.first
+                        )
                 if found is None:
                     raise Diverged(str(error)) from None
-                (self.start, self.state), went_back = found, error.step
+                (self.start, self.state), self._may_go_back = found, False
+                self._spikes.forget_row()
+                self.bar.note(f"{error.what}: back to step {self.start}")
 
     def _finish(self, wandb_run):
         with self.watchdog.paused():  # it uploads what is left
             wandb_run.finish()
 
-    def _train(self, wandb_run, went_back):
+    def _train(self, wandb_run):
         """Trains from `start` to the end, a signal, or numbers that go wrong."""
         job = self.job
         ends = (job.log_steps, job.epoch, job.checkpoint_steps)
@@ -202,55 +235,69 @@ class Session:
             closing.callback(
                 workdirs.list_broken, job.images, self.workdir, self.bar.note
             )
-            for text in self._opening(went_back):
-                self.bar.note(text)
             self.bar.say("compiling")
-            state = job.init() if self.state is None else self.state
+            with self.goodput.spent("compiling"):
+                state = job.init() if self.state is None else self.state
             self.state = None  # its buffers are given to the first step
             compiled, behind = set(), None
-            for span, batch in feed:
+            for span, batch in self.goodput.timed("waiting for data", feed):
                 step = span[-1] + 1
                 state, values, outputs = self._dispatch(
                     state, batch, span, compiled, recorder
                 )
                 if behind:  # the host stays one step ahead, not more
-                    self._need_finite(state, *behind)
+                    self._look(state, *behind)
                 behind = step, values, batch
                 self.watchdog.beat()
                 found = self._judge(step, state, recorder)
                 recorder.step(step, values, outputs, found)
                 if self._one_by_one:
                     recorder.flush()
-                due = step % job.checkpoint_steps == 0 or step == job.total
+                last = step == job.total
+                due = step % job.checkpoint_steps == 0 or last
                 if due:
-                    self._need_finite(state, *behind)
+                    self._look(state, *behind)
+                    behind = None
+                    # What is to be gone back to is from before such steps.
+                    due = last or not int(values["skipped_in_a_row"])
                 # Read once: it may arrive between two readings.
                 stopped = processes.preempted() if self._together else self._stop.signal
                 if due or stopped:
                     recorder.flush()
-                    with self.watchdog.paused():
+                    with self.watchdog.paused(), self.goodput.spent("saving"):
                         score = (found or {}).get("knn_top1")
                         self.checkpoints.save(step, state, score=score)
+                    self._compare(step)
                 if stopped:
                     self._leave(step)
-            with self.watchdog.paused():
+            with self.watchdog.paused(), self.goodput.spent("saving"):
                 self.checkpoints.wait()
+        if jax.process_index() == 0:
+            self.goodput.write(job.total)
+        self.bar.note(goodput.words(self.goodput.lines()))
         return state
 
-    def _opening(self, went_back):
-        """Returns lines on where it begins and what it may lack."""
-        where = ""
-        if went_back:
-            where = (
-                f"loss or gradient not finite at step {went_back}: back to step"
-                f" {self.start}"
-            )
-        elif self.start:
+    def _compare(self, step):
+        """Says which of several processes holds the others up."""
+        if not self._together:
+            return
+        steps, seconds = step - self.start, self.goodput.in_steps()
+        own = processes.of_all((seconds - self.goodput.blocked) / steps)
+        if line := goodput.slowest(own, seconds / steps):
+            self.bar.note(f"step {step}: {line}")
+
+    def _opening(self):
+        """Returns lines on what is to be done, where it begins and what it may lack."""
+        if self.finished:
+            return []
+        where = f"in {self.workdir}"
+        if self.start:
             where = (
                 f"continuing {self.workdir} at step {self.start} of {self.job.total}"
             )
-        room = self.checkpoints.room(self.job.like)
-        return [x for x in (where, self.job.warning, self.checkpoints.note, room) if x]
+        lines = [*self.job.opening(self._before, self.start), where, self.job.warning]
+        lines += [*self.checkpoints.notes, self.checkpoints.room(self.job.like)]
+        return [line for line in lines if line]
 
     def _dispatch(self, state, batch, span, compiled, recorder):
         """Hands some steps to the devices; waits for them only where it compiles."""
@@ -265,27 +312,59 @@ class Session:
                 profile = jax.profiler.trace(str(folder), create_perfetto_trace=True)
                 around.enter_context(profile)
             with jax.profiler.StepTraceAnnotation("train", step_num=span[-1] + 1):
-                result = self.job.step(state, batch, len(span))
+                result = self._computed(state, batch, span)
             if fresh or profiled or self._one_by_one:
                 jax.block_until_ready(result)
         if fresh or profiled:  # no part of the rates
             recorder.pause(time.perf_counter() - begin)
+            self.goodput.add("compiling", time.perf_counter() - begin)
         if profiled:
             self.bar.note(f"step {span[-1] + 1} is profiled: {folder}")
         return result
 
-    def _need_finite(self, state, step, values, batch):
-        """Raises where too many steps in a row were skipped."""
+    def _computed(self, state, batch, span):
+        """Returns what the job's step does; compares two of them where it is due."""
+        every, count = self.job.config.guard.rerun_steps, len(span)
+        if not every or span[0] // every == (span[-1] + 1) // every:
+            return self.job.step(state, batch, count)
+        again = self._copy(state)
+        first = self.job.step(state, batch, count)
+        if self._one_by_one:
+            jax.block_until_ready(first)
+        names = rerun.differences(first, self.job.step(again, batch, count))
+        if names:
+            raise Unusable(
+                f"step {span[-1] + 1}, computed twice, differs in {names}: a device"
+                " computes wrongly, or the program is not deterministic there (on a GPU"
+                " set XLA_FLAGS=--xla_gpu_deterministic_ops=true); the last checkpoint"
+                " is from before"
+            )
+        return first
+
+    def _look(self, state, step, values, batch):
+        """Raises where too many steps in a row were skipped, or the loss has left."""
+        with self.goodput.blocking():
+            loss, row = jax.device_get((values["loss"], values["skipped_in_a_row"]))
+        if first := self._spikes.look(step, float(loss)):
+            what = (
+                f"loss {loss:.4g} at step {step}, above {self._spikes.bound():.4g} for"
+                f" {LASTS} steps"
+            )
+            earlier = any(x < first for x in self.checkpoints.steps())
+            if self._may_go_back and processes.of_first(earlier):
+                raise _Back(what, what, first=first)
+            self.bar.note(f"{what}; it goes on")
         limit = self.job.config.guard.skipped_steps
-        if int(values["skipped_in_a_row"]) < limit:
+        if row < limit:
             return
         with self.watchdog.paused():
             where = self.job.explain(self.workdir, state, batch, step)
-        raise _NotFinite(
-            f"loss or gradient not finite at step {step}, {limit} steps in a row"
-            f"{where}. The last checkpoint is from before; in another --workdir try"
-            f" {self.job.cure}",
-            step,
+        what = f"loss or gradient not finite at step {step}"
+        raise _Back(
+            f"{what}, {limit} steps in a row{where}. The last checkpoint is from"
+            f" before; in another --workdir try {self.job.cure}",
+            what,
+            first=step - int(row) + 1,
         )
 
     def _judge(self, step, state, recorder):
@@ -298,12 +377,15 @@ class Session:
         with self.watchdog.paused():
             found = self.job.judge(state, self.bar.note)
         recorder.pause(time.perf_counter() - begin)
+        self.goodput.add("judging", time.perf_counter() - begin)
         return found
 
     def _leave(self, step):
         """Ends a job that was told to stop, once all is saved."""
-        with self.watchdog.paused():
+        with self.watchdog.paused(), self.goodput.spent("saving"):
             self.checkpoints.wait()
+        if jax.process_index() == 0:
+            self.goodput.write(step)
         self.bar.note(
             f"stopped and saved at step {step} of {self.job.total}; the same command"
             " continues"
@@ -311,12 +393,12 @@ class Session:
         self._stop.leave(self._stop.signal or signal.SIGTERM)  # of another process
 
 
-class _NotFinite(Exception):
-    """Loss or gradient were not finite for too many steps in a row."""
+class _Back(Exception):
+    """The steps from `first` on went wrong; the message is for who cannot go back."""
 
-    def __init__(self, message, step):
+    def __init__(self, message, what, *, first):
         super().__init__(message)
-        self.step = step
+        self.what, self.first = what, first
 
 
 def spans(start: int, stop: int, *, most: int, ends: Sequence[int]) -> Iterator[range]:

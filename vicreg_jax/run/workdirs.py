@@ -1,28 +1,62 @@
 """The folder of a run: whose it is, and what is written there besides metrics."""
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from vicreg_jax import files
-from vicreg_jax.config import Config, Evaluation
+from vicreg_jax.config import Config, Evaluation, fields
+from vicreg_jax.devices import processes
 from vicreg_jax.refusals import Refusal, Unusable
-from vicreg_jax.run import json_lines
+from vicreg_jax.run import code, json_lines
+from vicreg_jax.run.lock import Lock
 
-__all__ = ["claim", "list_broken", "read_config", "write_config"]
+__all__ = [
+    "Claimed",
+    "agree",
+    "claimed",
+    "config_of_run",
+    "held",
+    "list_broken",
+    "read_config",
+    "write_config",
+]
 
 
-def claim(workdir: str | os.PathLike, config: Config | Evaluation) -> Path:
-    """Returns the workdir, created, for this config.
+class Claimed(NamedTuple):
+    """A workdir that this process, or the first of several, may write into."""
+
+    path: Path
+    before: Config | Evaluation | None  # of what it continues
+
+
+def agree(workdir: str | os.PathLike, config: Config | Evaluation) -> None:
+    """Raises Refusal on every process where they have not the same to do."""
+    if jax.process_count() == 1:
+        return
+    given = {f"config.{name}": value for name, value in fields.flat(config).items()}
+    here = {
+        "the workdir": os.path.abspath(workdir),
+        "the version of jax": jax.__version__,
+    }
+    processes.agree(given | here | {"the code of vicreg_jax": code.of_package()})
+
+
+@contextlib.contextmanager
+def held(workdir: str | os.PathLike) -> Iterator[Path]:
+    """Gives a workdir, created, that no other process writes into meanwhile.
+
+    Of several processes (`jax.distributed`) each makes the same call.
 
     Raises:
-      Refusal: it is in a bucket, or holds another run.
-      Unusable: it cannot be made, or its config.json is missing or damaged.
+      Refusal: it is in a bucket, or another process holds it.
+      Unusable: it cannot be made or written to.
     """
     if re.match(r"\w{2,}:/", str(workdir)):
         whole = re.sub(":/+", "://", str(workdir), count=1)  # a Path has lost a slash
@@ -30,26 +64,49 @@ def claim(workdir: str | os.PathLike, config: Config | Evaluation) -> Path:
             f"the workdir must be a folder, of a mounted bucket perhaps; got {whole}"
         )
     workdir = files.expanded(workdir)
-    try:
-        old = _config_of_run(workdir, type(config))
-        workdir.mkdir(parents=True, exist_ok=True)
-    except Unusable:
-        raise
-    except OSError as error:
-        raise Unusable(
-            f"the workdir {workdir} cannot be made: {error.strerror}"
-        ) from error
-    differences = old.differences(config) if old else []
-    if differences:
-        raise Refusal(
-            f"{workdir} holds another run: {'; '.join(differences)}. Choose another"
-            " --workdir, or give the old values to continue it"
-        )
-    return workdir
+    with contextlib.ExitStack() as until:
+        with processes.all_or_none(Refusal, of=Refusal):
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise Unusable(
+                    f"the workdir {workdir} cannot be made: {error.strerror}"
+                ) from error
+            if jax.process_index() == 0:
+                until.enter_context(Lock(workdir))
+        yield workdir
 
 
-def _config_of_run(workdir, kind):
-    """Returns the config of what was begun in a folder, None where nothing was."""
+@contextlib.contextmanager
+def claimed(
+    workdir: str | os.PathLike, config: Config | Evaluation
+) -> Iterator[Claimed]:
+    """Gives a workdir for this config: see `held`.
+
+    Raises:
+      Refusal: as `held`, or it holds another run.
+      Unusable: as `held`, or its config.json is missing or damaged.
+    """
+    with held(workdir) as path:
+        with processes.all_or_none(Refusal, of=Refusal):
+            before = config_of_run(path, type(config))
+            differences = before.differences(config) if before else []
+            if differences:
+                raise Refusal(
+                    f"{path} holds another run: {'; '.join(differences)}. Choose"
+                    " another --workdir, or give the old values to continue it"
+                )
+        yield Claimed(path, before)
+
+
+def config_of_run(
+    workdir: Path, kind: type[Config | Evaluation]
+) -> Config | Evaluation | None:
+    """Returns the config of what was begun in a folder, None where nothing was.
+
+    Raises:
+      Unusable: config.json is missing or damaged.
+    """
     path, record = workdir / "config.json", workdir / "metrics.jsonl"
     begun = any(workdir.glob("checkpoints/[0-9]*"))
     begun = begun or (record.exists() and record.stat().st_size > 0)

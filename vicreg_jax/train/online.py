@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vicreg_jax.config import Config
+from vicreg_jax.data.labels import NO_LABEL, exist, known
 from vicreg_jax.data.source import Source, count_classes
 from vicreg_jax.devices import sharding
 from vicreg_jax.evaluate import heads, neighbours
@@ -35,7 +36,7 @@ def check(source: Source, config: Config) -> None:
         for name in ("knn_epochs", "probe")
         if getattr(config.evaluate, name)
     ]
-    if asked and source.labels is None:
+    if asked and not exist(source.labels):
         raise Refusal(
             f"{' and '.join(asked)} need labels of the training images; there are none"
         )
@@ -43,6 +44,8 @@ def check(source: Source, config: Config) -> None:
 
 class Probe:
     """A linear classifier with BatchNorm that learns on the representations of views.
+
+    An image without a label counts for BatchNorm alone.
 
     Args:
       source: the training images, which have labels.
@@ -98,9 +101,10 @@ class Probe:
             momentum=MOMENTUM,
             nesterov=False,
         )
-        now = jnp.mean((jnp.argmax(scores, axis=1) == labels).astype(jnp.float32))
-        right = MEMORY * state["right"] + (1 - MEMORY) * now
-        weight = MEMORY * state["weight"] + (1 - MEMORY)
+        right = jnp.mean((jnp.argmax(scores, axis=1) == labels).astype(jnp.float32))
+        share = jnp.mean((labels != NO_LABEL).astype(jnp.float32))
+        right = MEMORY * state["right"] + (1 - MEMORY) * right
+        weight = MEMORY * state["weight"] + (1 - MEMORY) * share
         learned = {"params": params, "stats": stats}
         new = learned | {"momenta": momenta, "right": right, "weight": weight}
         return new, {"probe_top1": 100 * right / weight}
@@ -111,10 +115,11 @@ def nearest_neighbours(
 ) -> Callable[[Any], dict[str, float]]:
     """Returns a function: variables -> the k-NN accuracy of training images.
 
-    A tenth of them, at most 10,000, are asked, and up to 50,000 others answer: the test
-    images stay unseen.
+    A tenth of those with labels, at most 10,000, are asked, and up to 50,000 others
+    answer: the test images stay unseen.
     """
-    labels, seed = np.asarray(source.labels), config.seed
+    rows, seed = known(source.labels), config.seed
+    labels = np.asarray(source.labels)[rows]
     asked = min(0.1, QUERIES / len(labels))
     queries = balanced(labels, asked, seed, purpose="knn_queries")
     others = np.setdiff1d(np.arange(len(labels)), queries)
@@ -125,8 +130,8 @@ def nearest_neighbours(
     apply = partial(encoder.apply, train=False)
     classes = int(labels.max()) + 1
 
-    def features(variables, rows):
-        whole = Whole(source, config.data, rows)
+    def features(variables, chosen):
+        whole = Whole(source, config.data, rows[chosen])
         return np.concatenate(list(stream(apply, variables, whole, mesh=mesh)))
 
     def accuracy(variables):

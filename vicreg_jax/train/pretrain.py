@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import optax
 
-from vicreg_jax import devices
+from vicreg_jax import devices, models
 from vicreg_jax.config import Config
-from vicreg_jax.data import batches
-from vicreg_jax.devices import sharding
+from vicreg_jax.data import batches, plan
+from vicreg_jax.data.source import describe
+from vicreg_jax.devices import processes, sharding
 from vicreg_jax.methods import Method, health
 from vicreg_jax.refusals import Refusal, one_line
-from vicreg_jax.run import metrics_file, workdirs
+from vicreg_jax.run import code, metrics_file, workdirs
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.run.state import TrainState
 from vicreg_jax.train import build, memory_estimate, not_finite, online
@@ -69,11 +70,17 @@ def run(
       Diverged: loss or gradient stay not finite. The last checkpoint is good.
       KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the state is saved.
     """
-    job = Pretraining(Config.parse(config), encoder, method, source, tx)
-    start_wandb = metrics_file.wandb_starter(job.config.wandb)
-    workdir = workdirs.claim(workdir, job.config).absolute()
-
-    with Session(job, workdir, start_wandb=start_wandb) as session:
+    config = Config.parse(config)
+    workdirs.agree(workdir, config)
+    with processes.all_or_none(Refusal, of=Refusal):
+        job = Pretraining(config, encoder, method, source, tx)
+        start_wandb = metrics_file.wandb_starter(job.config.wandb)
+    with (
+        workdirs.claimed(workdir, job.config) as (workdir, before),
+        Session(
+            job, workdir.absolute(), before=before, start_wandb=start_wandb
+        ) as session,
+    ):
         if session.finished:
             session.bar.note(f"{workdir} has finished its {job.total} steps")
             state = session.state
@@ -115,7 +122,12 @@ class Pretraining(Job):
         self.checkpoint_steps = config.every.checkpoint_epochs * self.epoch
         self.judge_steps = config.evaluate.knn_epochs * self.epoch
         self.profile_step = config.every.profile_step
-        self.facts = {"examples": len(self.images)}
+        self.facts = {
+            "examples": len(self.images),
+            "data": dict(self.images.fingerprint()),
+        }
+        if own := code.of_class(type(self.method)):
+            self.facts["code"] = own
 
     def _set_watchers(self, width):
         """What watches the run by its labels."""
@@ -173,6 +185,33 @@ class Pretraining(Job):
         }
         self._gather = jax.jit(tuple, out_shardings=sharding.whole(mesh))
 
+    def opening(self, before, start):
+        config, method = self.config, self.method
+        model = config.model.encoder
+        if models.spec(method.encoder) is None:
+            model = type(method.encoder).__name__
+        dropped = len(self.images) - self.epoch * config.data.batch_size
+        lines = [
+            f"{method.title} on {model}: {describe(self.images)};"
+            f" {config.epochs} epochs of {self.epoch:,} steps of"
+            f" {config.data.batch_size:,} images ({dropped:,} left out of each epoch);"
+            f" {processes.described()}"
+        ]
+        if before and start and before.epochs != config.epochs:
+            lines.append(self._other_epochs(before, start))
+        return lines
+
+    def _other_epochs(self, before, start):
+        line = f"config.epochs was {before.epochs}, is {self.config.epochs}"
+        if self._schedule:
+            old, _ = build.optimizer(before, self.epoch)
+            rates = (
+                f"{float(old(start - 1)):.3g}",
+                f"{float(self._schedule(start)):.3g}",
+            )
+            line += ": the learning rate goes from {} to {}".format(*rates)
+        return line
+
     def init(self):
         state = self._init()
         return state.replace(probe=self._probe.init()) if self._probe else state
@@ -185,8 +224,16 @@ class Pretraining(Job):
             batch = jax.tree.map(lambda *x: np.stack(x, axis=1), *made)
         labels = None
         if self._probe:
-            labels = self._probe.labels(self._planner(span[0]).indices[rows])
+            labels = self._probe.labels(self.plan(span[0]).indices[rows])
         return batch, labels
+
+    def plan(self, step: int) -> plan.Plan:
+        """Returns which images a step has, from 0 on, and their random numbers."""
+        return self._planner(step)
+
+    def views(self, batch: batches.Batch) -> jax.Array:
+        """Returns the views [n, v, h, w, c] of the batch of one step."""
+        return self._batches.render(self._batches.resident(), batch)
 
     def step(self, state, batch, count):
         batch, labels = batch
@@ -242,9 +289,9 @@ class Pretraining(Job):
             batch = jax.tree.map(lambda x: x[:, -1], batch)
         path = workdir / f"not_finite_{step}.npz"
         parameters = {k: np.asarray(v) for k, v in batch.parameters._asdict().items()}
-        indices = self._planner(step - 1).indices
+        indices = self.plan(step - 1).indices
         np.savez(path, indices=indices, images=np.asarray(batch.images), **parameters)
-        views = self._batches.render(self._batches.resident(), batch)
+        views = self.views(batch)
         variables = state.params, state.others()
         try:
             where = f"first in {not_finite.explain(self.method, *variables, views)}"

@@ -29,7 +29,9 @@ IMAGENET = configs.Data()  # its mean and std, of a file that does not say
 CLASSIFIER = ("fc.weight", "fc.bias")  # of torchvision and timm
 
 
-def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encoder:
+def load(
+    path: str | os.PathLike, *, encoder: nn.Module | None = None, stem: str = ""
+) -> Encoder:
     """Returns a trained encoder, whoever trained it: a run, an export, a PyTorch file.
 
     It takes images as they are, see `weights.Encoder`, and normalizes them as the run
@@ -41,13 +43,15 @@ def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encode
         authors' code, torchvision or timm: an encoder, or encoder and projector,
         alone or under "model". A classifier `fc` is left out. PyTorch files are read
         with weights_only; nothing in a file is run.
-      encoder: the module, where it is not one of `models.create`, or has the stem
-        "solo_learn", whose tensors look like those of "cifar".
+      encoder: the module, where it is not one of `models.create`.
+      stem: that of `models.create`, of a file that does not say how its network is
+        built; without it the file is taken for what its tensors look like, with a note.
 
     Raises:
       NotFound: there is no such file or run, or it has saved nothing yet.
       NotInstalled: reading this file needs PyTorch or safetensors.
-      Refusal: the file is damaged, or its tensors are not those of the module.
+      Refusal: the file is damaged, or its tensors are not those of the module; or it
+        has another stem.
 
     >>> import tempfile
     >>> from vicreg_jax.weights import export
@@ -60,16 +64,18 @@ def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encode
     ...     load(folder)(np.zeros([2, 8, 8, 1], np.uint8)).shape
     (2, 64)
     """
+    if encoder is not None and stem:
+        raise Refusal(f"encoder= has its own stem; leave out stem={stem!r}")
     if files.in_bucket(path):
         raise Refusal(f"{path} is in a bucket; copy it to a disk, or mount the bucket")
     path = files.expanded(path).absolute()
     if path.is_file():
-        return _load_file(path, encoder)
+        return _load_file(path, encoder, stem)
     is_run = (path / "checkpoints").is_dir()
     if about := None if is_run else contents.description(path):
         for name in ("encoder.safetensors", "encoder.pth"):
             if name in about["files"]:
-                return _load_file(path / name, encoder)
+                return _load_file(path / name, encoder, stem)
         raise NotFound(
             f"{path} holds only {', '.join(about['files'])}, which are not read back;"
             " export safetensors too"
@@ -80,16 +86,17 @@ def load(path: str | os.PathLike, *, encoder: nn.Module | None = None) -> Encode
         raise NotFound(
             f"{path} is no run: there is no config.json; nor is it an export"
         )
-    return _load_run(path, encoder)
+    return _load_run(path, encoder, stem)
 
 
-def _load_run(path, encoder):
+def _load_run(path, encoder, stem):
     config = workdirs.read_config(path)
     if encoder is None:
         try:
             encoder = models.create(**config.model.spec())
         except Refusal as error:
             raise Refusal(f"{path / 'config.json'}: {error}") from error
+        _check_stem(encoder, stem, path)
     expander = models.Expander(config.model.expander, bias=config.model.expander_bias)
     like = contents.abstract(
         models.JointEmbedding(encoder, expander),
@@ -118,7 +125,17 @@ def _load_run(path, encoder):
     )
 
 
-def _load_file(path, encoder):
+def _check_stem(module, stem, path):
+    """Raises Refusal where a source that tells its stem has another one."""
+    own = (models.spec(module) or {}).get("stem", "none to choose")
+    if stem and stem != own:
+        raise Refusal(
+            f"{path} says how its network is built: its stem is {own!r}, not"
+            f" {stem!r}; leave the stem (config.model.stem) out"
+        )
+
+
+def _load_file(path, encoder, stem):
     about = _description(path) or {}
     tensors, expander = _read(path), {}
     ours = any("/" in name for name in tensors)
@@ -135,7 +152,7 @@ def _load_file(path, encoder):
             variables = contents.part(variables, "encoder")
         flat = flatten_dict(variables, sep="/")
     if encoder is None:
-        encoder = _module(about.get("module"), flat, path)
+        encoder = _module(about.get("module"), flat, path, stem)
     module = encoder
     if expander:
         module = models.JointEmbedding(encoder, contents.expander_of(expander))
@@ -188,21 +205,26 @@ def _config_of_export(content):
         return None
 
 
-def _module(spec, flat, path):
+def _module(spec, flat, path, stem):
     """Returns the encoder that an export names or a file's tensors show."""
     if not spec:
-        return models.create(**_architecture(flat, path))
+        return models.create(**_architecture(flat, path, stem))
     try:
-        return models.create(**spec)
+        module = models.create(**spec)
     except (TypeError, ValueError, OverflowError) as error:
         raise Refusal(
             f"{path.parent / contents.DESCRIPTION} names a module that there is not:"
             f" {one_line(error)}"
         ) from error
+    _check_stem(module, stem, path)
+    return module
 
 
-def _architecture(flat, path):
-    """Returns the arguments of `models.create` for the ResNet of these parameters."""
+def _architecture(flat, path, stem):
+    """Returns the arguments of `models.create` for the ResNet of these parameters.
+
+    Without a `stem` it notes what they do not tell.
+    """
     kernel = _first_kernel(flat)
     stems = [name for name, (size, *_) in STEMS.items() if size == kernel[0]]
     blocks = {name.split("/")[1] for name in flat if name.startswith("params/layer")}
@@ -218,15 +240,24 @@ def _architecture(flat, path):
             f" {list(kernel)}; expected one of {', '.join(LAYERS)}, a first kernel of 7"
             " x 7 or 3 x 3 and a multiple of 64 channels. Give the module: encoder="
         )
-    if len(stems) > 1:
-        logging.warning(
-            "%s has a stem that looks like %s; it is taken for %r: another gives other"
-            " features. To be sure, load(path, encoder=models.create(..., stem=...))",
-            path,
-            " or ".join(map(repr, stems)),
-            stems[0],
+    if stem and stem not in stems:
+        raise Refusal(
+            f"{path} has a first kernel of {kernel[0]} x {kernel[1]}, which the stem"
+            f" {stem!r} (config.model.stem) has not; expected {' or '.join(stems)}"
         )
-    return {"name": names[0], "width": kernel[3] // 64, "stem": stems[0]}
+    if not stem:
+        looks = " or ".join(map(repr, stems))
+        size = " for images of 224 pixels" if stems == ["imagenet"] else ""
+        logging.warning(
+            "%s does not say how its network is built: it has a stem that looks like"
+            " %s; it is taken for %r and a %s as torchvision builds it%s. Another stem,"
+            " blurred or average pooling (timm's resnetblur, resnetaa), dilation and"
+            " another image size give other features and leave no trace. To be sure,"
+            " name config.model.stem and config.data.image_size, in Python load(path,"
+            " stem=...)",
+            *(path, looks, stems[0], names[0], size),
+        )
+    return {"name": names[0], "width": kernel[3] // 64, "stem": stem or stems[0]}
 
 
 def _first_kernel(flat):

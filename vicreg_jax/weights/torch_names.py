@@ -81,6 +81,12 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
         for name, (module, _, leaf) in split.items()
         if module not in _OUR_MODULES or leaf not in (*_OUR_LEAVES, COUNTER)
     ]
+    blurs = [name for name in unknown if split[name][2] == "filt"]
+    if blurs:
+        raise Refusal(
+            f"{listed(blurs)} are filters that blur before pooling: a ResNet with them"
+            " is built otherwise, is not read, and has other features without them"
+        )
     if unknown:
         raise Refusal(
             f"{listed(unknown)} is not of a ResNet ('conv1.weight',"

@@ -1,26 +1,45 @@
 """A folder of image files as a source; it never decodes one."""
 
+import errno
 import os
+import re
 from collections import Counter, deque
 
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.image_files import ImageFiles, digests, formats
 from vicreg_jax.refusals import NotFound, Refusal, Unusable
 
 __all__ = ["ENDINGS", "open_folder"]
 
-# Of the formats that `image_files.FORMATS` names.
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp")
-ENDINGS += (".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".gif")
+# Of the formats that `image_files.formats` may name.
+ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "AVIF": (".avif",),
+}
+
+
+# What splits are named, some with a number or a word: val, test-images, train2017.
+SPLIT = re.compile(
+    "(train|training|train[-_]?val|val|valid|validation|dev|test|testing|eval"
+    "|evaluation|unlabell?ed)([-_ ]?(set|split|data|images?|[0-9]+))?",
+    re.IGNORECASE,
+)
 
 
 def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> ImageFiles:
     """Returns the images of a folder.
 
-    What is hidden or no regular file is skipped. Links to folders are followed, but
-    each folder is read once, where it really lies if that is below `root`.
+    What is hidden, no regular file or of another ending is skipped and counted. Links
+    to folders are followed, but each folder is read once, where it really lies if that
+    is below `root`.
 
     Args:
       root: class folders of images (`root/CLASS/**`, classes in alphabetic order, as
@@ -31,21 +50,24 @@ def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> Image
     Raises:
       NotFound: there is no such folder.
       Unusable: a folder in it cannot be read.
-      Refusal: it holds no images.
+      Refusal: it holds no images, or splits instead of classes.
     """
     root = files.expanded(root)
     if not root.is_dir():
         raise NotFound(f"data.path: there is no folder {str(root)!r}")
     try:
-        paths, classes, skipped = _listing(str(root))
+        endings = tuple(x for name in formats() for x in ENDINGS[name])
+        paths, classes, skipped = _listing(str(root), endings)
     except OSError as error:
         raise Unusable(f"data.path: {error.filename}: {error.strerror}") from error
     if not paths:
+        held = ", ".join(f"{count} {what}" for what, count in skipped.items())
         raise Refusal(
-            f"data.path: no images below {root}; expected files ending in"
-            f" {', '.join(ENDINGS)}"
+            f"data.path: no images below {root}{held and f' ({held})'}; expected files"
+            f" ending in {', '.join(endings)}"
         )
     start = len(os.path.join(root, ""))
+    _refuse_splits(root, {os.path.dirname(path[start:]) for path in paths} - {""})
     tops = [path[start:].partition(os.sep)[::2] for path in paths]
     labels = None
     if all(rest for _, rest in tops):  # none lies beside the folders
@@ -63,10 +85,47 @@ def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> Image
         classes=[] if labels is None else classes,
         threads=threads,
         skipped=skipped,
+        known=lambda: digests(paths, str(root)),
     )
 
 
-def _listing(root):
+def _leads(kind):
+    """Tells whether an entry is of a kind, such as entry.is_dir, and leads to it."""
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # links that lead to each other
+
+
+def _refuse_splits(root, folders):
+    """Refuses a folder of splits with class folders, as IMAGENET for IMAGENET/train.
+
+    Or a folder that holds nothing else. A class may be named like a split.
+
+    Args:
+      folders: below root, that hold images.
+    """
+    parts = [folder.split(os.sep) for folder in folders]
+    while parts:
+        tops = {first for first, *_ in parts}
+        splits = sorted(filter(SPLIT.fullmatch, tops))
+        deep = any(rest and first in splits for first, *rest in parts)
+        if deep and (len(splits) > 1 or len(splits) == len(tops)):
+            train = [name for name in splits if name.lower().startswith("train")]
+            likely = os.path.join(root, (train or splits)[0])
+            raise Refusal(
+                f"data.path: {root} holds splits, not classes: {', '.join(splits)}; did"
+                f" you mean {likely}?"
+            )
+        if len(tops) > 1:
+            return
+        root = os.path.join(root, *tops)
+        parts = [rest for _, *rest in parts if rest]
+
+
+def _listing(root, endings):
     """Returns sorted paths, the names of the folders in root, and what was skipped."""
     paths, classes, skipped = [], [], Counter()
     waiting, links, seen = deque([root]), [], set()
@@ -82,12 +141,14 @@ def _listing(root):
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.name.startswith("."):
                     skipped["hidden"] += 1
-                elif entry.is_dir():
+                elif _leads(entry.is_dir):
                     (links if entry.is_symlink() else waiting).append(entry.path)
                     classes += [entry.name] if folder == root else []
-                elif not entry.name.lower().endswith(ENDINGS):
-                    skipped["of another ending"] += 1
-                elif not entry.is_file():
+                elif not entry.name.lower().endswith(endings):
+                    ending = os.path.splitext(entry.name)[1].lower()
+                    usual = re.fullmatch(r"\.[a-z][a-z0-9]{0,7}", ending)
+                    skipped[ending if usual else "of another ending"] += 1
+                elif not _leads(entry.is_file):
                     skipped["no regular file"] += 1
                 else:
                     paths.append(entry.path)

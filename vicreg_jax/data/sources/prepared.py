@@ -18,6 +18,7 @@ import bisect
 import functools
 import io
 import itertools
+import json
 import os
 import struct
 import threading
@@ -30,6 +31,7 @@ import numpy as np
 
 from vicreg_jax import files
 from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.labels import checked
 from vicreg_jax.data.sources.tfrecord import Names, readers
 from vicreg_jax.refusals import NotFound, Unusable, require
 
@@ -73,7 +75,8 @@ def open_prepared(path: str | os.PathLike, *, threads: int | None = None) -> Ima
         held = files.read(f"{root}/{LABELS}")
         if zlib.crc32(held) != last["crc32"]:
             raise Unusable(f"{root}/{LABELS} is damaged: its checksum is wrong")
-        labels = np.load(io.BytesIO(held)).astype(int)
+        labels = np.load(io.BytesIO(held))
+        labels = checked(labels, index["examples"], index["classes"])
     examples = _Examples(root, index["files"])
     if files.in_bucket(root):
         examples.try_bucket()
@@ -83,6 +86,7 @@ def open_prepared(path: str | os.PathLike, *, threads: int | None = None) -> Ima
         labels=labels,
         classes=index["classes"],
         threads=threads or readers(root),
+        known=lambda: {"checksums of files": _digest(index["files"])},
     )
 
 
@@ -101,6 +105,11 @@ def verify(path: str | os.PathLike) -> list[str]:
 
     entries = read_index(root, sizes=False)["files"]
     return [entry["file"] for entry in entries if not good(entry)]
+
+
+def _digest(entries):
+    known = [[entry["file"], entry["bytes"], entry["crc32"]] for entry in entries]
+    return files.digest(json.dumps(known).encode())
 
 
 class _Examples:

@@ -1,5 +1,6 @@
 """Data sets of tfds, prepared by it or here; it decodes them as all other images."""
 
+import json
 import re
 
 import numpy as np
@@ -8,13 +9,7 @@ from absl import logging
 from vicreg_jax import files
 from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.source import IN_MEMORY, Arrays, Source, Splits
-from vicreg_jax.data.sources.tfrecord import (
-    Labels,
-    Names,
-    Records,
-    example_parser,
-    readers,
-)
+from vicreg_jax.data.sources.tfrecord import Names, Records, example_parser, readers
 from vicreg_jax.refusals import Refusal, one_line, require
 
 __all__ = ["open_tfds"]
@@ -47,6 +42,11 @@ def open_tfds(
     length = _length(dataset, known, split, "split")
     if test_split:
         _length(dataset, known, test_split, "test_split")
+        if _overlap(known[split], known[test_split]):
+            raise Refusal(
+                f"config.data.test_split {test_split!r} of {dataset} has examples of"
+                f" the split {split!r}; an evaluation would find them again"
+            )
     size = np.inf if None in shape else length * np.prod(shape, dtype=float)
     used = [part.partition("[")[0].strip() for part in split.split("+")]
     if len(set(used)) < len(used) or ("all" in used and len(used) > 1):
@@ -79,6 +79,21 @@ def _length(dataset, known, split, field):
     return length
 
 
+def _overlap(a, b):
+    """Tells whether two splits share an example, as their parts of files say."""
+
+    def spans(split):
+        for part in split.file_instructions:
+            count = part.examples_in_shard - part.skip if part.take < 0 else part.take
+            yield str(part.filename), part.skip, part.skip + count
+
+    return any(
+        file == other and max(start, begin) < min(stop, end)
+        for file, start, stop in spans(a)
+        for other, begin, end in spans(b)
+    )
+
+
 def _check_image(dataset, features):
     """Raises Refusal without a feature of 8-bit images, grey or RGB."""
     import tensorflow_datasets as tfds
@@ -101,36 +116,55 @@ def _check_image(dataset, features):
 def _on_disk(builder, split):
     """Returns images that stay encoded, and whose labels are read with them."""
     length, example, name = _examples(builder, split)
-    features = builder.info.features  # which is no dict
-    names = getattr(features["label"], "names", None) if "label" in features else None
-    threads, labels = readers(builder.data_dir), None
-    if names:
-        labels = Labels(lambda i: int(example(i)[1]), length, threads)
+    classes = _classes(builder)
     return ImageFiles(
         lambda i: example(i)[0],
         Names(name, length),
-        labels=labels,
-        classes=names or (),
-        threads=threads,
+        read_label=(lambda i: int(example(i)[1])) if classes else None,
+        classes=classes,
+        threads=readers(builder.data_dir),
+        known=lambda: {"data set": _digest(builder, split)},
     )
+
+
+def _digest(builder, split):
+    """Returns a digest of which data set it is, and of the sizes of its files."""
+    info, known = builder.info, builder.info.splits[split]
+    facts = [info.full_name, split, known.num_examples]
+    facts += [[x.examples_in_shard, x.skip, x.take] for x in known.file_instructions]
+    whole = [info.splits[name] for name in sorted(info.splits)]
+    facts += [[x.name, x.num_bytes, list(x.shard_lengths or [])] for x in whole]
+    return files.digest(json.dumps(facts).encode())
 
 
 def _in_memory(builder, split, *, channels):
     """Returns all images, decoded."""
     length, example, name = _examples(builder, split)
-    data, labels = zip(*(example(i) for i in range(length)), strict=True)
-    images = ImageFiles(data.__getitem__, Names(name, length)).stack(channels=channels)
-    return Arrays(images, None if labels[0] is None else np.array(labels))
+    labels = np.zeros(length, int)
+
+    def read(index):
+        image, label = example(index)
+        labels[index] = 0 if label is None else label
+        return image
+
+    images = ImageFiles(read, Names(name, length)).stack(channels=channels)
+    return Arrays(images, labels if _classes(builder) else None)
+
+
+def _classes(builder):
+    """Returns the names of the labels, none where the data set has no such."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features  # which is no dict
+    label = features["label"] if "label" in features else None
+    return label.names if isinstance(label, tfds.features.ClassLabel) else []
 
 
 def _examples(builder, split):
     """Returns the number of examples, index -> (bytes, label), and index -> name."""
     import tensorflow_datasets as tfds
 
-    features = builder.info.features
-    labelled = "label" in features and isinstance(
-        features["label"], tfds.features.ClassLabel
-    )
+    labelled = bool(_classes(builder))
     if builder.info.file_format.value == "tfrecord":
         where = builder.info.splits[split].file_instructions
         records = Records([(str(x.filename), x.skip, x.take) for x in where])

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from vicreg_jax import files
+from vicreg_jax.data import crc32c
 from vicreg_jax.data.image_files import ImageFiles, cores
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, require
 
-__all__ = ["Labels", "Names", "Records", "example_parser", "open_tfrecords", "readers"]
+__all__ = ["Names", "Records", "example_parser", "open_tfrecords", "readers"]
 
 IMAGE_KEYS = ("image/encoded", "image")  # of the usual ImageNet TFRecords, and of tfds
 LABEL_KEYS = ("image/class/label", "label")
@@ -22,7 +23,8 @@ class Records:
     """The records of TFRecord files in order, as a sequence of bytes.
 
     The format has no index. Here one is made by reading where each record ends, so that
-    a step can have any records it wants, in files that were made for streaming.
+    a step can have any records it wants, in files that were made for streaming. The
+    checksums of lengths are looked at there, that of a record when it is read.
 
     Args:
       parts: (path, first record, number of records or -1 for all others) each.
@@ -30,7 +32,7 @@ class Records:
     Raises:
       NotFound: there is no such file.
       files.Unreachable: the bucket of a file refuses, or does not answer.
-      Refusal: a file is no TFRecord file, or is cut short.
+      Refusal: a file is no TFRecord file, is cut short, or a length is damaged.
     """
 
     def __init__(self, parts: Sequence[tuple[str, int, int]]):
@@ -49,7 +51,21 @@ class Records:
 
     def __getitem__(self, index: int) -> bytes:
         start, length = self._where[index].tolist()
-        return files.read(self._paths[self._file[index]], start, length)
+        found = files.read(self._paths[self._file[index]], start, length + 4)
+        data, checksum = found[:length], found[length:]
+        if struct.pack("<I", crc32c.masked(data)) != checksum:
+            raise ValueError("the checksum of the record is wrong")
+        return data
+
+    def digests(self) -> dict[str, str]:
+        """Returns digests of the names of the files, and of the records' lengths."""
+        names = "\n".join(os.path.basename(path) for path in self._paths)
+        return {
+            "names of files": files.digest(names.encode(errors="surrogateescape")),
+            "lengths of records": files.digest(
+                self._file.data, np.ascontiguousarray(self._where).reshape(-1).data
+            ),
+        }
 
     def name(self, index: int) -> str:
         return f"{self._paths[self._file[index]]}@{self._where[index][0]}"
@@ -73,24 +89,6 @@ class Names(Sequence):
         if not 0 <= index < self._length:
             raise IndexError(index)
         return self._make(index)
-
-
-class Labels(Names):
-    """Labels that are read when they are asked for: a record each, image and all."""
-
-    def __init__(self, read, length, threads):
-        super().__init__(read, length)
-        self._threads = threads
-
-    def __getitem__(self, index):
-        if not np.ndim(index):
-            return super().__getitem__(index)
-        with ThreadPoolExecutor(self._threads) as threads:
-            found = list(threads.map(self._make, np.asarray(index).tolist()))
-        return np.array(found, np.int64)
-
-    def __array__(self, dtype=None, copy=None):
-        return self[np.arange(len(self))].astype(dtype or np.int64)
 
 
 def open_tfrecords(pattern: str) -> ImageFiles:
@@ -125,10 +123,7 @@ def open_tfrecords(pattern: str) -> ImageFiles:
     if not len(records):
         raise Refusal(f"{pattern!r}: the {len(paths)} file(s) hold no record")
     example = example_parser()
-    try:
-        found = example(records[0])
-    except Exception as error:  # protobuf's own
-        raise Unusable(f"{paths[0]}: a record is no tf.train.Example") from error
+    found = _first_of(records, example)
     key = next((key for key in IMAGE_KEYS if key in found), None)
     if key is None:
         raise Refusal(
@@ -146,8 +141,9 @@ def open_tfrecords(pattern: str) -> ImageFiles:
     return ImageFiles(
         lambda i: example(records[i])[key].bytes_list.value[0],
         Names(records.name, len(records)),
-        labels=Labels(read_label, len(records), readers(pattern)) if label else None,
+        read_label=read_label if label else None,
         threads=readers(pattern),
+        known=records.digests,
     )
 
 
@@ -192,21 +188,49 @@ def example_parser():
     return parse
 
 
+def _first_of(records, example):
+    """Returns the features of the first record that is not damaged."""
+    for index in range(len(records)):
+        try:
+            record = records[index]
+            break
+        except Refusal:
+            raise
+        except ValueError:
+            continue
+    else:
+        raise Unusable(f"{records.name(0)}: the checksums of all records are wrong")
+    try:
+        return example(record)
+    except Exception as error:  # protobuf's own
+        name = records.name(index)
+        raise Unusable(f"{name}: a record is no tf.train.Example") from error
+
+
 def _index(path):
     """Returns int64 [records, 2]: where each record starts, and its length in bytes.
 
     A record is its length (8 bytes), a checksum (4), the data, and a checksum (4).
     """
-    found, position = [], 0
+    found, headers, position = [], [], 0
     with files.opened(path) as read:
-        while len(header := read(8, position)) == 8:
-            length = struct.unpack("<Q", header)[0]
-            if length > 2**40:  # is no length
-                break
+        while len(header := read(12, position)) == 12:
+            length = struct.unpack_from("<Q", header)[0]
+            headers.append(header)
             found.append((position + 12, length))
             position += length + 16
-        if header or (position and not read(1, position - 1)):
-            raise Unusable(
-                f"{path} is cut short, or is no (uncompressed) TFRecord file"
-            )
+            if length > 2**40:  # is no length
+                break
+        whole = not header and (not position or read(1, position - 1))
+    lengths = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, 12)
+    checksums = lengths[:, 8:].copy().view("<u4")[:, 0]
+    wrong = np.flatnonzero(crc32c.masked_rows(lengths[:, :8]) != checksums)
+    if len(wrong) and wrong[0]:
+        start = found[wrong[0]][0] - 12
+        raise Unusable(
+            f"{path} is damaged: at byte {start} the checksum of a record's length is"
+            " wrong; get the file again"
+        )
+    if len(wrong) or not whole:
+        raise Unusable(f"{path} is cut short, or is no (uncompressed) TFRecord file")
     return np.array(found, np.int64).reshape(-1, 2)
