@@ -112,7 +112,8 @@ def test_a_list_of_names_that_have_no_label_is_refused(trained, tmp_path, monkey
     config, _, _ = trained
     images = Arrays(np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, -1, -1]))
     images.names = ["a", "b", "c", "d"]
-    monkeypatch.setattr(inputs, "load_splits", lambda *_, **__: Splits(images, images))
+    tests = Arrays(np.ones((4, 8, 8, 1), np.uint8), images.labels)
+    monkeypatch.setattr(inputs, "load_splits", lambda *_, **__: Splits(images, tests))
     for listed, want in ("a\nc\n", [0]), ("b\na\n", [0, 1]):
         (tmp_path / "list.txt").write_text(listed)
         data = dict(name="arrays", path="x", names=str(tmp_path / "list.txt"))
