@@ -25,7 +25,7 @@ from vicreg_jax.data.preparing import prepare
 from vicreg_jax.data.source import How
 from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.data.sources.prepared import open_prepared, verify
-from vicreg_jax.refusals import Unusable
+from vicreg_jax.refusals import Refusal, Unusable
 
 array_record = pytest.importorskip("array_record.python.array_record_module")
 
@@ -433,3 +433,17 @@ def test_neither_tensorflow_nor_jax_is_needed(root, tmp_path):
     print(len(open_prepared(out)), {"jax", "tensorflow"} & {*sys.modules})
 """
     assert output(code, root, tmp_path / "out") == "8 set()\n"
+
+
+def test_an_image_may_have_no_label_and_other_numbers_are_refused(root, tmp_path):
+    source = open_folder(root)
+    given = np.array([0, -1, 1, 1, -1, 0, 0, -1])
+    images = ImageFiles(source.read, source.names, labels=given)
+    prepare(images, tmp_path / "out", shards=2)
+    found = open_prepared(tmp_path / "out").labels
+    assert found.tolist() == given.tolist()
+    assert [label for label, *_ in records(tmp_path / "out")] == given.tolist()
+    images = ImageFiles(source.read, source.names, labels=np.where(given < 0, -7, 0))
+    prepare(images, tmp_path / "wrong", shards=2)
+    with refused(Refusal, "image 1 has the label -7; expected 0 to 999999, or -1 for"):
+        open_prepared(tmp_path / "wrong")
