@@ -77,7 +77,7 @@ class Data(Where):
     name: Source = "fake"
     validation: bool = False  # digits: hold out 360 training images, hide the test
     batch_size: Annotated[int, at_least(2)] = 2048  # over all devices
-    views: Annotated[int, at_least(2)] = 2  # of each image
+    views: Annotated[int, at_least(2), at_most(100)] = 2  # of each image
     image_size: Annotated[int, at_least(2), at_most(8192)] = 224  # of a view, in pixels
     resize: Literal["auto", "host", "device"] = "auto"  # of files; auto: accelerators
     mean: tuple[Finite[float], ...] = (0.485, 0.456, 0.406)  # of images in [0, 1]
