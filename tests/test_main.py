@@ -86,7 +86,7 @@ def test_a_finished_run_is_not_trained_again(whole_run):
     flags = (DIGITS, *TINY, f"--workdir={workdir}")
     again = main(*flags, PYTHONIOENCODING="ascii")  # which has no ±
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("?") > 8 and again.stdout.isascii()
+    assert "?" in again.stdout and again.stdout.isascii()
     assert "has finished its 56 steps" in again.stderr
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
