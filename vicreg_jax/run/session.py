@@ -274,7 +274,7 @@ class Session:
                 self.checkpoints.wait()
         if jax.process_index() == 0:
             self.goodput.write(job.total)
-        self.bar.note(goodput.words(self.goodput.lines()))
+            self.bar.note(goodput.words(self.goodput.lines()))
         return state
 
     def _compare(self, step):
