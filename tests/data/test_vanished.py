@@ -65,4 +65,4 @@ def test_within_the_share_that_is_allowed_the_others_stand_for_it(images, tmp_pa
     names = [line["name"] for line in listed(tmp_path)]
     assert len(set(names)) == len(names) == EACH
     assert all("c2" in name for name in names)
-    assert "No such file" in listed(tmp_path)[0]["reason"]
+    assert "NotFound: there is no " in listed(tmp_path)[0]["reason"]
