@@ -133,9 +133,9 @@ class Session:
         self.job, self.workdir = job, workdir
         self._before, self._start_wandb = before, start_wandb
         self._together = jax.process_count() > 1
+        self._copy = jax.jit(partial(jax.tree.map, jnp.copy))
         # Unfinished collectives of several virtual CPU devices wait for each other's
         # threads.
-        self._copy = jax.jit(partial(jax.tree.map, jnp.copy))
         self._one_by_one = job.mesh.size > 1 and jax.default_backend() == "cpu"
 
     def __enter__(self) -> "Session":
