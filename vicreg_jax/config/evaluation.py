@@ -167,7 +167,14 @@ class Evaluation(Settings):
     batch: str = ""  # or the file RUN/not_finite_STEP.npz
 
     # What lies at the paths has checksums.
-    CHANGEABLE = ("checkpoint", "data.path", "data.test_path", "export.", "guard.")
+    CHANGEABLE = (
+        "checkpoint",
+        "data.path",
+        "data.test_path",
+        "data.pipeline",
+        "export.",
+        "guard.",
+    )
 
     def mistakes(self) -> Iterator[str]:
         data, head, trains = self.data, self.head, self.task in ("linear", "finetune")

@@ -70,6 +70,8 @@ class Where:
     path: str = ""  # folder of images, .npz of arrays, TFRecords, tfds data_dir
     dataset: str = ""  # of tfds: its name, if need be with /config and :version
     split: str = "train"  # of tfds
+    # What reads image files; auto: tf.data for accelerators, where it is installed.
+    pipeline: Literal["auto", "tf_data", "threads"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -202,9 +204,9 @@ class Config(Settings):
 
     # May differ when a run is continued; anything else would make it another run.
     CHANGEABLE = (
-        "data.path",  # what lies there has a fingerprint
         "epochs",
         "data.path",  # of the same images: they are compared
+        "data.pipeline",  # all make the same bytes
         "every.",
         "guard.",
         "prepare.",

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vicreg_jax.config import Config
-from vicreg_jax.data import plan
+from vicreg_jax.data import plan, tf_data
 from vicreg_jax.data.augment import draw, on_device, on_host
 from vicreg_jax.data.source import Source
 from vicreg_jax.devices import sharding
+from vicreg_jax.refusals import Refusal
 
 __all__ = ["Batch", "Batches", "policies"]
 
@@ -41,6 +42,7 @@ class Batches:
 
     Attributes:
       held: whether every device holds all images, so that a batch is small.
+      pipeline: what reads and decodes image files, "tf_data" or "threads"; or "".
       canvas: height and width of images that the device crops, if they differ; or 0.
       sharding: of (what `resident` returns, a batch), over the mesh.
 
@@ -64,6 +66,7 @@ class Batches:
         if self._how.kind == "finished":
             on_host.compile()
         self._in_turn = not accelerator and mesh.size == 1
+        self.pipeline = _pipeline(config, source, accelerator=accelerator)
         self.held = self._how.kind == "held"
         self.canvas = self._how.canvas
         self.sharding = sharding.whole(mesh), sharding.split(mesh)
@@ -83,6 +86,21 @@ class Batches:
             indices, uniforms, self._policies, self._how
         )
         return Batch(images, parameters, self._how.kind)
+
+    def stream(
+        self, planner: Callable[[int], plan.Plan], rows: slice, *, stop: int
+    ) -> Callable[[int], Batch]:
+        """Returns `make` for steps in order, by the config's pipeline, which is ahead.
+
+        Args:
+          planner: may be called by several threads.
+          stop: the step after the last.
+        """
+        if self.pipeline != "tf_data":
+            return lambda step: self.make(planner, step, rows)
+        how = dict(policies=self._policies, how=self._how)
+        made = tf_data.Stream(self._source, planner, rows=rows, stop=stop, **how)
+        return lambda step: Batch(*made.views(step), self._how.kind)
 
     def resident(self) -> tuple[jax.Array, ...]:
         """Returns what the devices hold throughout: all images, or nothing."""
@@ -113,6 +131,22 @@ class Batches:
                 pixels = on_device.render(images, view, size=data.image_size, **how)
             seen.append(on_device.normalize(pixels, mean=data.mean, std=data.std))
         return jnp.stack(seen, axis=1)
+
+
+def _pipeline(config, source, *, accelerator):
+    """Returns what is to read image files: "tf_data", "threads", or "" for others."""
+    wanted = config.data.pipeline
+    if source.read is None:
+        if wanted != "tf_data":
+            return ""
+        raise Refusal(
+            "config.data.pipeline 'tf_data' is for image files (data.name=folder,"
+            " prepared, tfrecord, or tfds of any sizes); data.name"
+            f" {config.data.name!r} gives arrays; leave data.pipeline=auto"
+        )
+    if wanted == "auto":
+        return "tf_data" if accelerator and tf_data.installed() else "threads"
+    return wanted
 
 
 def policies(config: Config) -> list[draw.Policy]:

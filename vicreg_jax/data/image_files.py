@@ -28,9 +28,12 @@ __all__ = [
     "BROKEN_AT_MOST",
     "ImageFiles",
     "cores",
+    "covered",
     "digests",
     "formats",
     "open_image",
+    "part_shape",
+    "pixels_of",
     "reason_of",
 ]
 
@@ -55,6 +58,7 @@ class ImageFiles:
       threads: that decode at once; by default as many as this process has cores.
       skipped: reason -> how many files were passed over.
       known: returns digests of the files, see `Source.fingerprint`.
+      paths: of the files on a disk, where an image is a file and `read` reads it.
 
     Raises:
       NotInstalled: Pillow is not installed.
@@ -73,9 +77,10 @@ class ImageFiles:
         threads: int | None = None,
         skipped: Mapping[str, int] | None = None,
         known: Callable[[], Mapping[str, str]] = dict,
+        paths: Sequence[str] | None = None,
     ):
         self._pil, self._known = _pillow(), functools.cache(known)
-        self.read = read
+        self.read, self.paths = read, paths
         self.names, self.labels, self.classes = names, labels, classes
         self.skipped = dict(skipped or {})
         self.broken: dict[int, str] = {}
@@ -166,17 +171,8 @@ class ImageFiles:
         """
         indices = np.array(indices)
         b, v = uniforms.shape[:2]
-        shape = (v, how.size, how.size)
-        if how.kind == "whole":
-            shape = (how.canvas, how.canvas)
-        pictures = np.zeros((b, *shape, how.channels), np.uint8)
-        fills = {
-            "whole": self._fill_canvas,
-            "crops": self._fill_crops,
-            "finished": self._fill_views,
-        }
-        filters = [policy.interpolation for policy in policies]
-        fill = functools.partial(fills[how.kind], how.size, filters)
+        pictures = np.zeros((b, *part_shape(v, how)), np.uint8)
+        fill = self._filler(policies, how)
         parameters, rows = None, np.arange(b)
         while len(rows):
             images = list(self._threads.map(self._open, indices[rows].tolist()))
@@ -219,7 +215,7 @@ class ImageFiles:
 
         def one(index):
             with self._refusing(index):
-                image = self._decoded(index, channels)
+                image = _converted(open_image(self.read(index)), channels)
             width, height = image.size
             least = min(width, height)
             sides = (shorter * width // least, shorter * height // least)
@@ -228,6 +224,35 @@ class ImageFiles:
             return _pixels(image.crop((left, top, left + size, top + size)), channels)
 
         return np.stack(list(self._threads.map(one, np.asarray(indices).tolist())))
+
+    def part(
+        self,
+        pixels: np.ndarray,
+        view: draw.Parameters,
+        policies: Sequence[draw.Policy],
+        how: How,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the part that a decoded image has in a batch, and its boxes there.
+
+        Args:
+          pixels: uint8 [h, w, c].
+          view: its own parameters, arrays [v, ...]. The rest: see `views`.
+        """
+        view = view._replace(box=view.box.copy())
+        out = np.zeros(part_shape(len(policies), how), np.uint8)
+        image = self._pil.fromarray(pixels.squeeze(-1) if how.channels == 1 else pixels)
+        self._filler(policies, how)(image, view, out)
+        return out, view.box
+
+    def _filler(self, policies, how):
+        """Returns what writes it: a function of an image, its parameters and there."""
+        fills = {
+            "whole": self._fill_canvas,
+            "crops": self._fill_crops,
+            "finished": self._fill_views,
+        }
+        filters = [policy.interpolation for policy in policies]
+        return functools.partial(fills[how.kind], how.size, filters)
 
     def _canvas(self, least):
         """Returns a canvas that nine in ten of the images fit into, if that is small.
@@ -245,7 +270,7 @@ class ImageFiles:
 
     def whole(self, index: int, *, channels: int = 3) -> np.ndarray:
         """Returns an image as it is, uint8 [h, w, c]."""
-        return _pixels(self._decoded(index, channels), channels)
+        return pixels_of(open_image(self.read(index)), channels)
 
     def stack(self, *, channels: int = 3) -> np.ndarray:
         """Returns all images, which are of one size, uint8 [n, h, w, c].
@@ -259,9 +284,6 @@ class ImageFiles:
                 return self.whole(index, channels=channels)
 
         return np.stack(list(self._threads.map(one, range(len(self)))))
-
-    def _decoded(self, index, channels):
-        return _converted(open_image(self.read(index)), channels)
 
     def _open(self, index):
         """Returns an image whose header has been read, or None for a broken one."""
@@ -336,13 +358,11 @@ class ImageFiles:
     def _fill_canvas(self, size, filters, image, view, out):
         """Copies what the boxes cover; makes them boxes of the canvas."""
         boxes = view.box
-        top, left = boxes[:, :2].min(axis=0).astype(int).tolist()
-        bottom, right = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).astype(int).tolist()
-        height, width = bottom - top, right - left
+        top, left, height, width = covered(boxes).tolist()
         with self._timed("resize"):
             if height <= len(out) and width <= len(out):
-                covered = image.crop((left, top, right, bottom))
-                out[:height, :width] = _pixels(covered, out.shape[-1])
+                part = image.crop((left, top, left + width, top + height))
+                out[:height, :width] = _pixels(part, out.shape[-1])
                 boxes[:, :2] -= top, left
                 return
             for i, (box, how) in enumerate(zip(boxes, filters, strict=True)):
@@ -386,6 +406,28 @@ def open_image(data: bytes) -> Any:
     if deep or np.max(getattr(image, "tag_v2", {}).get(BITS, 8)) > 8:
         raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
     return image
+
+
+def covered(boxes: np.ndarray) -> np.ndarray:
+    """Returns the least box that covers boxes [..., v, 4], int32 [..., 4].
+
+    All are top, left, height, width in whole pixels.
+    """
+    corner = boxes[..., :2].min(axis=-2)
+    end = (boxes[..., :2] + boxes[..., 2:]).max(axis=-2)
+    return np.concatenate([corner, end - corner], axis=-1).astype(np.int32)
+
+
+def part_shape(views: int, how: How) -> tuple[int, ...]:
+    """Returns the shape of what an image has in a batch."""
+    if how.kind == "whole":
+        return how.canvas, how.canvas, how.channels
+    return views, how.size, how.size, how.channels
+
+
+def pixels_of(image: Any, channels: int) -> np.ndarray:
+    """Decodes an image of Pillow's: uint8 [h, w, c]."""
+    return _pixels(_converted(image, channels), channels)
 
 
 def digests(paths: Sequence[str], root: str) -> dict[str, str]:

@@ -93,6 +93,8 @@ def uniforms(seed: int, step: int, shape: tuple[int, int, int]) -> np.ndarray:
 class Planner:
     """Plans every step of a run; holds nothing but the order of the latest epoch.
 
+    Several threads may ask it.
+
     Args:
       seed: of the run, >= 0.
       examples: size of the data set.
@@ -115,13 +117,14 @@ class Planner:
         self.steps_per_epoch = examples // batch_size
         self._seed, self._examples = seed, examples
         self._shape = (batch_size, views, numbers)
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._latest = -1, np.empty(0, np.int64)  # epoch and order, always a pair
 
     def __call__(self, step: int) -> Plan:
         epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._order = permutation(self._seed, epoch, self._examples)
-            self._epoch = epoch
+        known, order = self._latest
+        if epoch != known:
+            order = permutation(self._seed, epoch, self._examples)
+            self._latest = epoch, order
         batch = self._shape[0]
-        indices = self._order[position * batch : (position + 1) * batch]
+        indices = order[position * batch : (position + 1) * batch]
         return Plan(indices, uniforms(self._seed, step, self._shape))

@@ -1,7 +1,7 @@
 """What a source of images is, whatever it reads; no randomness, no devices."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -48,6 +48,7 @@ class Source(Protocol):
     classes: Sequence[str]  # names of the labels, perhaps none
     names: Sequence[str] | None  # of the files; None where images have none
     array: np.ndarray | None  # uint8 [n, h, w, c], where all images are one array
+    read: Callable[[int], bytes] | None  # index -> an image's file; None: has no files
     channels: int | None  # None where images become what is asked for
     seconds: Mapping[str, float]  # that each stage of reading has taken so far
     broken: Mapping[int, str]  # index -> reason of what could not be read so far
@@ -126,7 +127,7 @@ class Arrays:
       Refusal: images or labels are something else.
     """
 
-    names = None
+    names = read = None
 
     def __init__(
         self,

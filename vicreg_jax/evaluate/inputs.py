@@ -132,6 +132,7 @@ def _batch_config(config, encoder):
     data = Data(
         **{name: getattr(where, name) for name in ("name", "path", "dataset", "split")},
         validation=not given.name and own.validation,
+        pipeline=given.pipeline,
         views=1,
         batch_size=given.batch_size,
         image_size=size,

@@ -102,6 +102,8 @@ class Supervised(Job):
         self.total = config.epochs * self.epoch
         self.mesh = devices.mesh(data.batch_size)
         self._batches = batches.Batches(self.images, found.config, self.mesh)
+        self._rows = sharding.rows(data.batch_size)
+        self._make = self._batches.stream(self._planner, self._rows, stop=self.total)
         kind = Frozen if config.task == "linear" else Tuned
         network = self._network = kind(config, encoder, found.classes, self.epoch)
         whole, split = sharding.whole(self.mesh), sharding.split(self.mesh)
@@ -138,9 +140,8 @@ class Supervised(Job):
 
     def make(self, span):
         (step,) = span
-        rows = sharding.rows(self._inputs.config.data.batch_size)
-        batch = self._batches.make(self._planner, step, rows)
-        indices = self.images.chosen(self._planner(step).indices[rows])
+        batch = self._make(step)
+        indices = self.images.chosen(self._planner(step).indices[self._rows])
         return batch, np.asarray(self.images.labels[indices], np.int32)
 
     def step(self, state, batch, count):

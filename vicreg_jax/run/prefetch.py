@@ -15,6 +15,8 @@ __all__ = ["ADVICE", "Feed"]
 ADVICE = {
     "read": "put the images on a faster disk, or into fewer files (data.name=tfds)",
     "decode": "give the process more cores, or store the images smaller",
+    "tf.data": "give the process more cores, store the images smaller (see the task"
+    " prepare), or on a faster disk",
     "resize": "give the process more cores, prepare smaller images, or let an"
     " accelerator do it (in pretraining data.resize=device)",
     "colour": "give the process more cores, or let an accelerator do it"

@@ -118,6 +118,8 @@ class Pretraining(Job):
         self._planner = build.planner(config, len(self.images))
         self.epoch = self._planner.steps_per_epoch
         self.total = config.epochs * self.epoch
+        self._rows = sharding.rows(config.data.batch_size)
+        self._make = self._batches.stream(self.plan, self._rows, stop=self.total)
         self.log_steps = config.every.log_steps
         self.checkpoint_steps = config.every.checkpoint_epochs * self.epoch
         self.judge_steps = config.evaluate.knn_epochs * self.epoch
@@ -191,8 +193,10 @@ class Pretraining(Job):
         if models.spec(method.encoder) is None:
             model = type(method.encoder).__name__
         dropped = len(self.images) - self.epoch * config.data.batch_size
+        by = {"": "", "threads": ", read by threads", "tf_data": ", read by tf.data"}
         lines = [
-            f"{method.title} on {model}: {describe(self.images)};"
+            f"{method.title} on {model}:"
+            f" {describe(self.images)}{by[self._batches.pipeline]};"
             f" {config.epochs} epochs of {self.epoch:,} steps of"
             f" {config.data.batch_size:,} images ({dropped:,} left out of each epoch);"
             f" {processes.described()}"
@@ -217,14 +221,13 @@ class Pretraining(Job):
         return state.replace(probe=self._probe.init()) if self._probe else state
 
     def make(self, span):
-        rows = sharding.rows(self.config.data.batch_size)
-        made = [self._batches.make(self._planner, step, rows) for step in span]
+        made = [self._make(step) for step in span]
         batch = made[0]
         if len(made) > 1:
             batch = jax.tree.map(lambda *x: np.stack(x, axis=1), *made)
         labels = None
         if self._probe:
-            labels = self._probe.labels(self.plan(span[0]).indices[rows])
+            labels = self._probe.labels(self.plan(span[0]).indices[self._rows])
         return batch, labels
 
     def plan(self, step: int) -> plan.Plan:

@@ -86,6 +86,7 @@ def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> Image
         threads=threads,
         skipped=skipped,
         known=lambda: digests(paths, str(root)),
+        paths=paths,
     )
 
 
