@@ -219,6 +219,7 @@ CHANGED = {
     "guard.rerun_steps": 7,
     "guard.other_data": True,
     "data.path": "elsewhere",
+    "data.pipeline": "threads",
     "evaluate.draws": 7,
     "evaluate.labels_per_class": [2],
     "evaluate.knn_epochs": 7,

@@ -240,8 +240,10 @@ class ImageFiles:
         """
         view = view._replace(box=view.box.copy())
         out = np.zeros(part_shape(len(policies), how), np.uint8)
-        image = self._pil.fromarray(pixels.squeeze(-1) if how.channels == 1 else pixels)
-        self._filler(policies, how)(image, view, out)
+        if how.kind != "finished":  # which needs no image of Pillow's
+            pixels = pixels.squeeze(-1) if how.channels == 1 else pixels
+            pixels = self._pil.fromarray(pixels)
+        self._filler(policies, how)(pixels, view, out)
         return out, view.box
 
     def _filler(self, policies, how):
@@ -344,7 +346,7 @@ class ImageFiles:
                 self._crop(image, box, how, crop)
 
     def _fill_views(self, size, filters, image, view, out):
-        """Writes the finished views."""
+        """Writes the finished views of an image, or of its pixels."""
         pixels = _pixels(image, out.shape[-1])
         for i, how in enumerate(filters):
             one = draw.Parameters(*(x[i] for x in view))
@@ -487,4 +489,5 @@ def _converted(image, channels):
 
 
 def _pixels(image, channels):
-    return np.asarray(image).reshape(*image.size[::-1], channels)
+    array = np.asarray(image)
+    return array.reshape(*array.shape[:2], channels)
