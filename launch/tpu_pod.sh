@@ -5,7 +5,7 @@
 #   launch/tpu_pod.sh create     queues for it (SPOT=1: for one that may be taken away)
 #   launch/tpu_pod.sh state      ... WAITING_FOR_RESOURCES ... ACTIVE
 #   launch/tpu_pod.sh install    the last commit, on every host
-#   launch/tpu_pod.sh run --config=configs/imagenet.py --workdir=/mnt/bucket/run
+#   launch/tpu_pod.sh run --config=configs/imagenet.py --workdir=gs://BUCKET/run
 #   launch/tpu_pod.sh logs       follows those of host 0 (HOST=3: of another)
 #   launch/tpu_pod.sh stop       saves, then ends
 #   launch/tpu_pod.sh delete     gives the slice back

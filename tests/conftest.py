@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+import threading
 
 # What is compiled once is there for all processes of these tests.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -48,3 +49,40 @@ def run(tmp_path_factory):
     done = main(DIGITS, f"--workdir={workdir}", *TINY, "--config.evaluate.draws=0")
     assert done.returncode == 0, done.stderr
     return workdir
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A stand-in for Cloud Storage, which this process and those it starts ask."""
+    from helpers.stand_in import StandIn
+
+    from vicreg_jax.files import buckets
+
+    server = StandIn()
+    with pytest.MonkeyPatch.context() as patch:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+        patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", url)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # looks for no other
+        buckets._store.cache_clear()
+        yield server
+        buckets._store.cache_clear()
+    # It goes on to the end, as a client would else ask it for a quarter of an hour.
+
+
+@pytest.fixture
+def bucket(server):
+    server.clear()
+    return server
+
+
+@pytest.fixture
+def once(monkeypatch):
+    """One retry alone, as eight take a minute and a half."""
+    from vicreg_jax.files import buckets
+
+    monkeypatch.setattr(buckets, "RETRIES", dict(max_retries=1, initial_delay="0.01s"))
+    buckets._store.cache_clear()
+    yield
+    buckets._store.cache_clear()

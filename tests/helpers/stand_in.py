@@ -1,17 +1,20 @@
-"""A stand-in for Cloud Storage on this machine, which tests ask; it stores nothing."""
+"""A stand-in for Cloud Storage on this machine, which tests ask; it keeps no disk."""
 
 import json
 import re
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
 class StandIn(ThreadingHTTPServer):
-    """A bucket named "bucket": reading, ranges and listing of the JSON interface.
+    """A bucket named "bucket": the JSON interface to read, list, write and remove.
 
-    `objects` holds its files, `failures` the status of the next answers, `always` that
-    of all to clients named like `client`, `asked` the [path, range, bytes sent] of each
-    request.
+    `objects` holds its files, `versions` how often each that is not as it was given was
+    written, `failures` the status of the next answers, `always` that of all to clients
+    named like `client`, `asked` the [path, range, bytes sent] of each request to read
+    or list, `changed` the [method, path] of each other one, `before` is told both
+    before that is done.
     """
 
     daemon_threads = True
@@ -23,14 +26,37 @@ class StandIn(ThreadingHTTPServer):
 
     def clear(self):
         self.objects, self.failures, self.asked = {}, [], []
-        self.always, self.client = None, ""
+        self.before = lambda method, name: None
+        self.versions, self.changed, self.changing = {}, [], threading.Lock()
+        self.always, self.client, self.count = None, "", 1
 
     def handle_error(self, request, client_address):
         pass  # a client that has broken off a connection
 
     def upload(self, folder, prefix):
-        for path in folder.iterdir():
-            self.objects[f"{prefix}/{path.name}"] = path.read_bytes()
+        for path in folder.rglob("*"):
+            if path.is_file():
+                name = f"{prefix}/{path.relative_to(folder)}"
+                self.objects[name] = path.read_bytes()
+
+    def generation(self, name):
+        """Returns the version of a file, 0 of one that is not there."""
+        return self.versions.get(name, 1) if name in self.objects else 0
+
+    def change(self, name, content, query):
+        """Writes a file, or removes it; returns the status of the answer."""
+        with self.changing:
+            wanted = query.get("ifGenerationMatch")
+            if wanted and int(wanted[0]) != self.generation(name):
+                return 412
+            if content is None and name not in self.objects:
+                return 404
+            self.count += 1
+            if content is None:
+                del self.objects[name]
+            else:
+                self.objects[name], self.versions[name] = content, self.count
+            return 200
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -61,19 +87,48 @@ class Answer(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True
 
+    def do_POST(self):
+        url = urlsplit(self.path)
+        query = parse_qs(url.query)
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.change(query.get("name", [""])[0], content, query)
+
+    def do_DELETE(self):
+        url = urlsplit(self.path)
+        _, _, name = unquote(url.path).partition("/b/bucket/o/")
+        self.change(name, None, parse_qs(url.query))
+
+    def change(self, name, content, query):
+        bucket = self.server
+        bucket.before(self.command, name)
+        status = bucket.always or (bucket.failures.pop(0) if bucket.failures else 0)
+        if "/b/bucket/o" not in self.path:
+            status = 404
+        status = status or bucket.change(name, content, query)
+        bucket.changed.append([self.command, name])
+        said = {"name": name, "generation": str(bucket.generation(name))}
+        if status != 200:
+            said = {"error": {"code": status, "message": "so\nit is"}}
+        body = json.dumps(said).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def answer(self, url, name, span):
         objects = self.server.objects
         if url.path == "/storage/v1/b/bucket/o":
             query = parse_qs(url.query)
             first, last = (query.get(x, [""])[0] for x in ("startOffset", "endOffset"))
-            kept = [x for x in objects if first <= x and (not last or x < last)]
+            kept = [x for x in list(objects) if first <= x and (not last or x < last)]
             body = {"items": [{"name": x} for x in reversed(kept)]}
             return 200, json.dumps(body).encode(), {"Content-Type": "application/json"}
         if name not in objects:
             return 404, b'{"error": {"code": 404, "message": "Not Found"}}', {}
-        data = objects[name]
+        data, version = objects[name], str(self.server.generation(name))
         if not span:
-            return 200, data, {"x-goog-generation": "1"}
+            return 200, data, {"x-goog-generation": version}
         start, stop = re.fullmatch(r"bytes=(\d*)-(\d*)", span).groups()
         end = len(data)
         if start:
@@ -83,7 +138,7 @@ class Answer(BaseHTTPRequestHandler):
         if start >= end:
             return 416, b"not satisfiable", {"Content-Range": f"bytes */{end}"}
         headers = {"Content-Range": f"bytes {start}-{stop - 1}/{end}"}
-        return 206, data[start:stop], headers | {"x-goog-generation": "1"}
+        return 206, data[start:stop], headers | {"x-goog-generation": version}
 
     def log_message(self, *arguments):
         pass

@@ -344,11 +344,11 @@ def test_run_refuses_before_it_writes(change, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_run_refuses_a_bucket_and_a_file_as_workdir(tmp_path):
-    with pytest.raises(ValueError, match="must be a folder.*got gs://b/run"):
-        train.run(SMALL, "gs://b/run", source=images())
-    with pytest.raises(ValueError, match="a folder, of a mounted bucket"):
-        train.run(SMALL, Path("gs://b/run"), source=images())
+def test_run_refuses_another_bucket_and_a_file_as_workdir(tmp_path):
+    with pytest.raises(ValueError, match="must be a folder.*got s3://b/run"):
+        train.run(SMALL, "s3://b/run", source=images())
+    with pytest.raises(ValueError, match="expected gs://BUCKET/NAME; got 'gs:/B/run"):
+        train.run(SMALL, Path("gs://B/run"), source=images())
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(ValueError, match="file cannot be made: File exists"):

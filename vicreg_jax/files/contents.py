@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vicreg_jax.files.buckets import in_bucket
 from vicreg_jax.files.places import read, regular, write
 from vicreg_jax.refusals import Refusal, Unusable, one_line
 
@@ -119,7 +120,7 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Returns the arrays of an .npz file on a disk; runs no code that it may hold.
+    """Returns the arrays of an .npz file; runs no code that it may hold.
 
     Raises:
       NotFound: there is no such file.
@@ -127,7 +128,7 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     found = {}
     try:
-        with regular(path) as file, zipfile.ZipFile(file) as archive:
+        with _seekable(path) as file, zipfile.ZipFile(file) as archive:
             file.seek(-END.size - len(archive.comment), io.SEEK_END)
             if END.unpack(file.read(END.size))[4] != len(archive.infolist()):
                 raise ValueError("its list of arrays is damaged")
@@ -153,6 +154,10 @@ def write_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None
     """Writes an .npz file: see `write`."""
     np.savez(content := io.BytesIO(), **arrays)
     write(path, content.getbuffer())
+
+
+def _seekable(path):
+    return io.BytesIO(read(str(path))) if in_bucket(path) else regular(path)
 
 
 def _once(pairs):

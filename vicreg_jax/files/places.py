@@ -1,9 +1,4 @@
-"""Files on a disk or in a Google Cloud Storage bucket (gs://...): read, found, written.
-
-Buckets are read by tensorstore, which comes with Orbax: it finds Google's credentials,
-tries again what fails for a moment, and may be asked by several threads at once. Like
-JAX, it does not survive os.fork.
-"""
+"""Files on a disk or in a Google Cloud Storage bucket (gs://...): one way for both."""
 
 import functools
 import glob
@@ -11,61 +6,65 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import stat
+import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
+from vicreg_jax.files import buckets
+from vicreg_jax.files.buckets import Place, in_bucket
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line
 
 __all__ = [
-    "AT_ONCE",
-    "Unreachable",
+    "at_hand",
     "check_size",
     "crc32",
     "digest",
+    "download",
+    "elsewhere",
     "expanded",
     "folder",
-    "in_bucket",
     "matching",
+    "move",
+    "near",
     "opened",
     "pieces",
+    "place",
     "read",
     "regular",
-    "unreachable",
+    "remove",
+    "staged",
+    "upload",
     "write",
     "writing",
 ]
 
 
-# A minute and a half in all. By default it would be a quarter of an hour, in silence.
-RETRIES = dict(max_retries=8, initial_delay="0.5s", max_delay="32s")
-AT_ONCE = 256  # requests; the threads that ask are fewer
-
-
-class Unreachable(Unusable):
-    """A bucket refuses, or does not answer: no fault of the images in it."""
-
-
-def in_bucket(path: str | os.PathLike) -> bool:
-    """Tells whether a path is in a bucket, even one of which Path has cut a slash."""
-    return str(path).startswith("gs:/")
-
-
 def folder(path: str | os.PathLike) -> str:
     """Returns a folder's path to which /NAME can be appended."""
-    if in_bucket(path):
-        return re.sub("(?<=[^/:])/+$", "", str(path))
     return str(expanded(path))
 
 
-def expanded(path: str | os.PathLike) -> Path:
-    """Returns a path on a disk, ~ and ~NAME replaced by a home folder.
+def elsewhere(path: str | os.PathLike) -> str:
+    """Returns the whole of a path such as s3://..., which is neither, else ""."""
+    if in_bucket(path) or not re.match(r"\w{2,}:/", str(path)):
+        return ""
+    return re.sub(":/+", "://", str(path), count=1)  # a Path has lost a slash
+
+
+def expanded(path: str | os.PathLike) -> Path | Place:
+    """Returns a path in a bucket, or on a disk, ~ and ~NAME replaced by a home folder.
 
     Raises:
       NotFound: there is nobody of that name.
+      Refusal: the name of the bucket cannot be one.
     """
+    if in_bucket(path):
+        buckets.split(str(path))
+        return Place(path)
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -82,7 +81,7 @@ def read(path: str, start: int = 0, length: int | None = None) -> bytes:
       Refusal: the name of the bucket cannot be one.
     """
     if in_bucket(path):
-        return _read(path, start, length)
+        return buckets.read(path, start, length)
     with regular(path) as file:
         file.seek(start)
         return file.read(-1 if length is None else length)
@@ -115,7 +114,7 @@ def opened(path: str) -> Iterator[Callable[[int, int], bytes]]:
     It returns fewer bytes where the file ends. Raises: as `read`.
     """
     if in_bucket(path):
-        yield lambda length, start: _read(path, start, length)
+        yield lambda length, start: buckets.read(path, start, length)
         return
     with regular(path) as file:
         yield functools.partial(os.pread, file.fileno())
@@ -141,7 +140,7 @@ def check_size(path: str, expected: int) -> None:
     """
     try:
         if in_bucket(path):  # from the last byte on, as tensorstore tells no sizes
-            rest = len(_read(path, expected - 1, None))
+            rest = len(buckets.read(path, expected - 1, None))
             size = expected - 1 + rest if rest else "fewer"
         else:
             size = os.stat(path).st_size
@@ -154,11 +153,17 @@ def check_size(path: str, expected: int) -> None:
 
 
 def write(path: str | os.PathLike, content: bytes | memoryview | str) -> None:
-    """Writes a file on a disk, whole or not at all; it outlives a crash of the machine.
+    """Writes a file, whole or not at all; it outlives a crash of the machine.
 
     Raises:
       Unusable: the disk is full, or the folder cannot be written to.
+      Unreachable: the bucket refuses, or does not answer.
     """
+    if in_bucket(path):
+        Place(path).put(
+            content.encode() if isinstance(content, str) else bytes(content)
+        )
+        return
     path = Path(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     content = content.encode() if isinstance(content, str) else content
@@ -191,6 +196,98 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         raise Unusable(f"{path} cannot be written: {reason}") from error
 
 
+def remove(folder: Path | Place) -> None:
+    """Removes a folder and all that is in it, where it can."""
+    if in_bucket(folder):
+        buckets.remove_below(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move(folder: Path | Place, to: Path | Place) -> None:
+    """Gives a folder another name: on a disk at once, in a bucket file by file."""
+    if not in_bucket(folder):
+        folder.rename(to)
+        return
+    for path in folder.files():
+        write(to / path.relative_to(folder), read(str(path)))
+    buckets.remove_below(folder)
+
+
+def upload(local: Path, folder: Place, *, last: str = "") -> None:
+    """Copies all files of a folder on a disk into one in a bucket.
+
+    Args:
+      last: the file, if there is one, that is to be written after all others.
+    """
+    found = sorted(path for path in local.rglob("*") if path.is_file())
+    for path in sorted(found, key=lambda path: path == local / last):
+        write(folder / path.relative_to(local), path.read_bytes())
+
+
+def download(folder: Place, local: Path, *, names: Iterable[str] | None = None) -> None:
+    """Copies files of a folder in a bucket into one on a disk.
+
+    Args:
+      names: which; by default all.
+
+    Raises:
+      Unusable: the disk is full, or cannot be written to.
+      Unreachable: the bucket refuses, or does not answer.
+    """
+    found = folder.files() if names is None else [folder / name for name in names]
+    for path in found:
+        target = local / path.relative_to(folder)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(read(str(path)))
+
+
+@contextmanager
+def near(folder: Path | Place) -> Iterator[Path]:
+    """Gives a folder on a disk for drafts: itself, or of one in a bucket another."""
+    if in_bucket(folder):
+        with tempfile.TemporaryDirectory(prefix="vicreg_jax_") as local:
+            yield Path(local)
+    else:
+        yield folder
+
+
+def place(draft: Path, path: Path | Place) -> None:
+    """Gives a draft that is `near` its folder its place there, whole at once."""
+    if in_bucket(path):
+        write(path, draft.read_bytes())
+        draft.unlink()
+    else:
+        os.replace(draft, path)
+
+
+@contextmanager
+def at_hand(path: Path | Place) -> Iterator[Path]:
+    """Gives a file on a disk for what reads nothing else: itself, or a copy.
+
+    Raises:
+      NotFound, Unreachable: see `read`.
+    """
+    with near(path.parent) as folder:
+        local = folder / path.name
+        if in_bucket(path):
+            local.write_bytes(read(str(path)))
+        yield local
+
+
+@contextmanager
+def staged(folder: Path | Place) -> Iterator[Path]:
+    """Gives a folder on a disk to write into, for what can write nowhere else.
+
+    It is the folder itself, or of one in a bucket one that is copied there at the end.
+    """
+    with near(folder) as local:
+        yield local
+        if in_bucket(folder):
+            upload(local, folder)
+
+
 def digest(*parts: bytes | memoryview) -> str:
     """Returns 16 hexadecimal digits that tell contents apart: BLAKE2b of all parts."""
     state = hashlib.blake2b(digest_size=8)
@@ -216,75 +313,12 @@ def matching(pattern: str) -> list[str]:
     """
     if not in_bucket(pattern):
         return sorted(glob.glob(str(expanded(pattern))))
-    bucket, wanted = _split(pattern)
-    first = re.split(r"[*?\[]", wanted)[0]  # all names begin with that
-    with _explained(pattern):
-        found = _bucket(bucket, first).list().result()
-    # An absolute pattern, as a relative one would match the end of a name.
-    keys = sorted(first + key.decode() for key in found)
-    keys = [key for key in keys if PurePosixPath(f"/{key}").match(f"/{wanted}")]
-    if not keys:  # tensorstore lists nothing where it is refused, too; a read tells
-        with suppress(FileNotFoundError):
-            _read(pattern, 0, 1)
-    return [f"gs://{bucket}/{key}" for key in keys if not key.endswith("/")]
-
-
-def unreachable(path: str, reason: str) -> Unreachable:
-    """Returns the error of a bucket's file, in one line."""
-    reason = " ".join(reason.partition(" [http_")[0].split())[:300]
-    return Unreachable(
-        f"{path} cannot be read: {reason}; check the network, and that the account of"
-        " `gcloud auth application-default login`, GOOGLE_APPLICATION_CREDENTIALS or"
-        " this machine may read the bucket"
-    )
+    names = buckets.listed(pattern.split("*")[0].split("?")[0].split("[")[0])
+    # Absolute, as a relative pattern would match the end of a name.
+    wanted = f"/{Place(pattern)}"
+    return [name for name in names if PurePosixPath(f"/{Place(name)}").match(wanted)]
 
 
 def _without_waiting(path, flags):
     """Opens a file; of a pipe, it would wait for somebody to write."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-def _read(path, start, length):
-    bucket, key = _split(path)
-    stop = None if length is None else start + length
-    some = slice(start, stop) if start or stop is not None else None
-    with _explained(path):
-        store = _bucket(bucket)
-        try:
-            found = store.read(key, byte_range=some).result()
-        except ValueError as error:
-            if not str(error).startswith("OUT_OF_RANGE"):
-                raise
-            # It gives all of a range or nothing; what is left of the file is less.
-            return b"" if stop is None else _read(path, start, None)
-    if found.state == "missing":
-        raise NotFound(f"there is no {path}, or no bucket {bucket!r}")
-    return found.value
-
-
-@contextmanager
-def _explained(path):
-    try:
-        yield
-    except (FileNotFoundError, Unreachable):
-        raise
-    except Exception as error:  # tensorstore has a type for each kind of status
-        raise unreachable(path, str(error)) from error
-
-
-def _split(path):
-    """Returns the bucket's name, and the file's name in it."""
-    bucket, _, key = path.removeprefix("gs://").partition("/")
-    if not re.fullmatch("[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", bucket):
-        raise Refusal(f"expected gs://BUCKET/NAME; got {path!r}")
-    return bucket, key
-
-
-@functools.cache
-def _bucket(name, prefix=""):
-    import tensorstore
-
-    context = dict(gcs_request_retries=RETRIES)
-    context |= dict(gcs_request_concurrency=dict(limit=AT_ONCE))
-    spec = dict(driver="gcs", bucket=name, path=prefix, context=context)
-    return tensorstore.KvStore.open(spec).result()

@@ -8,12 +8,15 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
+from jax.sharding import NamedSharding, PartitionSpec
 
+from vicreg_jax import files
 from vicreg_jax.devices import processes
 from vicreg_jax.devices.processes import all_or_none
 from vicreg_jax.refusals import Unusable, one_line
@@ -28,8 +31,11 @@ class Checkpoints:
     The newest two are kept, and the one of the best score. Of several processes each
     makes the same calls; they share the folder.
 
+    In a bucket the first process gathers the state, Orbax writes it to a disk, and its
+    files are copied from there, the record as the last: it makes a checkpoint count.
+
     Args:
-      folder: created where needed.
+      folder: created where needed; perhaps in a bucket.
       facts: what must not change between saving and restoring, such as the number of
         training examples.
       other_data: whether facts of the data may differ: see `checksums.check_fit`.
@@ -51,13 +57,22 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self.notes, self._other_data = [], other_data
-        self._folder = Path(folder).absolute()
+        self._folder = files.expanded(folder).absolute()
         self._facts = json.loads(json.dumps(dict(facts or {})))  # as they come back
-        self._manager = None
-        if not read_only:
-            _make(self._folder)
+        self._manager, self._read_only = None, read_only
+        self._remote, self._closing = files.in_bucket(self._folder), ExitStack()
+        if not read_only and not (self._remote and jax.process_index()):
+            self._local = self._folder  # where Orbax writes
+            if self._remote:
+                scratch = tempfile.TemporaryDirectory(prefix="vicreg_jax_")
+                self._local = Path(self._closing.enter_context(scratch))
+                self._remove_unfinished()
+            _make(self._local)
             self._manager = orbax.manager(
-                self._folder, best=self._best_of, before_rename=self._write_record
+                self._local,
+                best=self._best_of,
+                before_rename=self._write_record,
+                alone=self._remote,
             )
         self._saving = None  # a record, bytes of the state, bytes free before
         self._scores = {}
@@ -79,7 +94,11 @@ class Checkpoints:
         if score is not None and not math.isfinite(score):
             raise ValueError(f"the score of step {step} is {score}; expected a number")
         self.wait()
-        if step in self._manager.all_steps():
+        if step in self._saved():
+            return
+        if self._remote:
+            state = _gathered(state)
+        if self._manager is None:  # another process has all of it
             return
         record = {
             "step": step,
@@ -88,7 +107,7 @@ class Checkpoints:
             "score": None if score is None else float(score),
             "devices": processes.devices(),
         }
-        free = shutil.disk_usage(self._folder).free
+        free = shutil.disk_usage(self._local).free
         self._saving = record, checksums.size(state), free
         self._scores[step] = record["score"]
         with self._explained():
@@ -97,6 +116,9 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints that there are, in order."""
         names = (path.name for path in self._folder.glob("[0-9]*"))
+        if self._remote:
+            found = self._folder.glob(f"[0-9]*/{checksums.RECORD}")
+            names = (path.parent.name for path in found)
         return sorted(int(name) for name in names if name.isdecimal())
 
     def best(self) -> int | None:
@@ -105,6 +127,8 @@ class Checkpoints:
 
     def room(self, like: Any) -> str:
         """Returns a line if the disk cannot hold such checkpoints, or ""."""
+        if self._remote:
+            return ""
         needed = checksums.size(like) * (3 - len(self.steps()))  # one is being written
         free = shutil.disk_usage(self._folder).free
         if needed <= free:
@@ -153,7 +177,7 @@ class Checkpoints:
                 reasons[step] = f"step {step}: {error}"
                 logging.warning("checkpoint not usable, %s", reasons[step])
                 continue
-            if self._manager:
+            if not self._read_only:
                 self._set_aside([*late, *reasons], step)
             saved, now = record["devices"], processes.devices()
             self.notes = []
@@ -178,16 +202,23 @@ class Checkpoints:
 
     def _read(self, step, like, part):
         folder = self._folder / str(step)
-        with all_or_none(Unusable):
-            if jax.process_index() == 0:
-                checksums.check_files(folder)
-            record = checksums.read(folder)
-        options = dict(part=part, other_data=self._other_data)
-        differs = checksums.check_fit(folder, record, like, self._facts, **options)
-        with all_or_none(Unusable):
-            state = orbax.read(folder, like, part=part)
-            checksums.check_arrays(record, state)
-        return record, differs, state
+        with ExitStack() as until:
+            with all_or_none(Unusable):
+                if self._remote:
+                    scratch = tempfile.TemporaryDirectory(prefix="vicreg_jax_")
+                    local = Path(until.enter_context(scratch)) / str(step)
+                    files.download(folder, local)
+                else:
+                    local = folder
+                if jax.process_index() == 0 or self._remote:  # each has its own copy
+                    checksums.check_files(local)
+                record = checksums.read(local)
+            options = dict(part=part, other_data=self._other_data)
+            differs = checksums.check_fit(folder, record, like, self._facts, **options)
+            with all_or_none(Unusable):
+                state = orbax.read(local, like, part=part)
+                checksums.check_arrays(record, state)
+            return record, differs, state
 
     def _set_aside(self, damaged, good):
         """Renames what is not usable: it would bar newer ones. Deletes the outdated."""
@@ -195,18 +226,43 @@ class Checkpoints:
             if jax.process_index() == 0:
                 for step in damaged:
                     aside = self._folder / f"damaged_{step}"
-                    shutil.rmtree(aside, ignore_errors=True)
-                    (self._folder / str(step)).rename(aside)
+                    files.remove(aside)
+                    files.move(self._folder / str(step), aside)
+                    if self._remote:
+                        files.remove(self._local / str(step))
                 for path in self._folder.glob("damaged_*"):
                     step = path.name.split("_")[1]
                     if step.isdecimal() and int(step) <= good:
-                        shutil.rmtree(path, ignore_errors=True)
-        self._manager.reload()
+                        files.remove(path)
+        if self._manager:
+            self._manager.reload()
 
     def _write_record(self):
         record, *_ = self._saving
-        (draft,) = orbax.drafts(self._folder, record["step"])
+        (draft,) = orbax.drafts(self._local, record["step"])
         checksums.write(draft, record)
+        if self._remote:
+            step = record["step"]
+            files.upload(draft, self._folder / str(step), last=checksums.RECORD)
+            steps = self.steps()
+            for old in set(steps) - orbax.kept(steps, self._best_of):
+                self._remove(old)
+
+    def _remove(self, step):
+        """Removes a checkpoint from a bucket, first what makes it count."""
+        folder = self._folder / str(step)
+        (folder / checksums.RECORD).unlink()
+        files.remove(folder)
+
+    def _remove_unfinished(self):
+        """Removes from a bucket what killed saves have left."""
+        whole = self.steps()
+        for folder in self._folder.glob("[0-9]*"):
+            if folder.name.isdecimal() and int(folder.name) not in whole:
+                files.remove(folder)
+
+    def _saved(self):
+        return self.steps() if self._remote else self._manager.all_steps()
 
     def _best_of(self, steps):
         scores = [(self._scores.get(step), step) for step in steps]
@@ -222,9 +278,14 @@ class Checkpoints:
             step = record["step"]
             self._scores.pop(step, None)
             if jax.process_index() == 0:
-                orbax.delete_drafts(self._folder, step)
+                orbax.delete_drafts(self._local, step)
             self._manager.reload()
             code = re.search(r"os_error_code='(\d+)'", str(error))  # of TensorStore
+            if self._remote:
+                raise Unusable(
+                    f"the checkpoint of step {step} could not be written to"
+                    f" {self._folder}: {one_line(error, 600)}; the earlier are whole"
+                ) from error
             kept = self.steps()[-1:]
             raise Unusable(
                 f"the checkpoint of step {step} could not be written to {self._folder}:"
@@ -235,15 +296,36 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns when nothing is being written any more; raises as `save`."""
+        if not self._remote:
+            self._finish()
+            return
+        with all_or_none(Unusable):  # else those that do not write would end earlier
+            self._finish()
+
+    def _finish(self):
         if self._saving:
             with self._explained():
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Finishes what is being written, raising as `save`, and ends its threads."""
-        if self._manager:
-            self.wait()
-            self._manager.close()
+        with self._closing:
+            if self._manager:
+                self._finish()
+                self._manager.close()
+
+
+def _gathered(state):
+    """Returns the whole state, in memory of this host if others have parts of it."""
+    if jax.process_count() == 1:
+        return state
+    mesh = jax.tree.leaves(state)[0].sharding.mesh
+    whole = jax.jit(_same, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    return jax.device_get(whole(state))
+
+
+def _same(state):
+    return state
 
 
 def _make(folder):

@@ -1,7 +1,8 @@
 """What the time of a run went into, over all of its starts; it measures no device.
 
 The file starts.jsonl has a line for each start, which is written anew with each line of
-metrics: so of a killed start the time after its last line is not known.
+metrics, in a bucket not each time: so of a killed start the time after its last line
+is not known.
 """
 
 import time
@@ -33,13 +34,13 @@ class Goodput:
     def __init__(
         self, workdir: Path, start: int, *, clock: Callable[[], float] = time.monotonic
     ):
-        self._path, self._clock, self._begin = workdir / NAME, clock, clock()
-        self._earlier = read(workdir)
+        self._clock, self._begin = clock, clock()
         self._own = {
             "began": time.strftime("%Y-%m-%d %H:%M:%S"),
             "first": start,
             "last": start,
         }
+        self._lines = json_lines.Lines(workdir / NAME, [*read(workdir), self._own])
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self.blocked = 0.0  # seconds of waiting for the device and other processes
 
@@ -78,8 +79,11 @@ class Goodput:
         """Returns the seconds that are left for steps."""
         return max(0.0, self._clock() - self._begin - sum(self._seconds.values()))
 
-    def write(self, step: int) -> None:
+    def write(self, step: int, *, last: bool = False) -> None:
         """Writes the line of this start, which has reached this step.
+
+        Args:
+          last: whether no other follows.
 
         Raises:
           Unusable: the disk is full, or the file cannot be written.
@@ -87,11 +91,13 @@ class Goodput:
         seconds = {"steps": self.in_steps(), **self._seconds}
         self._own["last"] = max(step, self._own["last"])
         self._own["seconds"] = {name: round(x, 3) for name, x in seconds.items()}
-        json_lines.write(self._path, self.lines())
+        self._lines.rewrite()
+        if last:
+            self._lines.flush()
 
     def lines(self) -> list[dict[str, Any]]:
         """Returns the lines of all starts, this one last."""
-        return [*self._earlier, self._own]
+        return self._lines.lines
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Who writes into a folder: one process at a time, on disks of any kind.
+"""Who writes into a folder: one process at a time, on disks of any kind and in buckets.
 
 The file .lock.json in the folder says who holds it and since when. Whether a holder on
 this machine lives is asked of the system, so what was killed holds nothing. Of a holder
@@ -21,7 +21,7 @@ from typing import Any
 from vicreg_jax import files
 from vicreg_jax.refusals import NotFound, Refusal, Unusable
 
-__all__ = ["LEASE", "NAME", "Lock"]
+__all__ = ["LEASE", "NAME", "Lease", "Lock"]
 
 NAME = ".lock.json"
 LEASE = 60.0  # seconds without a sign of life
@@ -59,9 +59,11 @@ class Lock:
 
     def __enter__(self) -> "Lock":
         try:
-            self._own["folder"] = self._folder.stat().st_ino
+            self._own["folder"] = self._identity()
             while not self._made():
                 self._wait()
+        except Refusal:
+            raise
         except OSError as error:
             reason = error.strerror or error
             raise Unusable(f"{self._folder} cannot be written to: {reason}") from error
@@ -74,6 +76,10 @@ class Lock:
         if (_read(self._path) or {}).get("id") == self._own["id"]:
             with contextlib.suppress(OSError):
                 self._path.unlink()
+
+    def _identity(self):
+        """Returns what tells this folder from one that its file was copied into."""
+        return self._folder.stat().st_ino
 
     def _made(self):
         """Makes the file, whole at once; returns False where there is one."""
@@ -150,7 +156,40 @@ class Lock:
                 os._exit(2)
             self._own["sign"] += 1
             with contextlib.suppress(OSError):
-                self._draft().replace(self._path)
+                self._renew()
+
+    def _renew(self):
+        """Replaces the file by one of the next sign."""
+        self._draft().replace(self._path)
+
+
+class Lease(Lock):
+    """Holds a folder in a bucket, as a context: see `Lock`.
+
+    Each change is one request that the bucket refuses where somebody else's came first.
+    """
+
+    def _identity(self):
+        return str(self._folder)
+
+    def _made(self):
+        held, version = self._path.held()
+        made = held is None and self._path.put(self._content(), over=version)
+        # A request whose answer is lost is made again, and then refused.
+        return made or self._path.held()[0] == self._content()
+
+    def _remove(self, dead):
+        _, version = self._path.held()
+        if _read(self._path) == dead:
+            self._path.put(None, over=version)
+
+    def _renew(self):
+        held, version = self._path.held()
+        if held is None or files.parse_json(held).get("id") == self._own["id"]:
+            self._path.put(self._content(), over=version)
+
+    def _content(self):
+        return json.dumps(self._own).encode()
 
 
 def _read(path) -> Mapping[str, Any] | None:

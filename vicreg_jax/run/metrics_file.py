@@ -3,6 +3,7 @@
 `metrics.jsonl` is the record. What follows it may fail; the run goes on.
 """
 
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -23,7 +24,8 @@ class Writer:
     """Appends the metrics of a step to everything that records them.
 
     Args:
-      workdir: an existing folder.
+      workdir: an existing folder, or one in a bucket, which gets lines and events late
+        but not later than `flush`.
       step: metrics beyond this step are cut; the run repeats those steps.
       note: is told in a line what was damaged, or is no longer followed.
       wandb_run: also log there, if given.
@@ -36,20 +38,24 @@ class Writer:
     """
 
     def __init__(self, workdir: Path, *, step: int, note: Note, wandb_run: Any = None):
-        self._path, self._note = workdir / "metrics.jsonl", note
-        self.first = _cut(self._path, step, note)
+        self._note = note
+        path = workdir / "metrics.jsonl"
+        self._lines = json_lines.Lines(path, _cut(path, step, note))
         self._followers = {}
         if wandb_run:
             self._followers["Weights & Biases"] = lambda step, metrics: wandb_run.log(
                 dict(metrics), step=step
             )
-        self._board = None
+        self._board, self._events = None, workdir / "tensorboard"
+        self._staging = None
+        if files.in_bucket(workdir):
+            self._staging = tempfile.TemporaryDirectory(prefix="vicreg_jax_")
         try:
             board = require(
                 "tensorboardX", "metrics for TensorBoard", install="tensorboardX"
             )
             self._board = board.SummaryWriter(
-                str(workdir / "tensorboard"),
+                self._staging.name if self._staging else str(self._events),
                 purge_step=step + 1,
                 # Else a run that restarts within a second overwrites a file.
                 filename_suffix=f".{step}",
@@ -64,9 +70,7 @@ class Writer:
         Raises:
           Unusable: the disk is full, or the record cannot be written.
         """
-        line = {"step": step, **metrics}
-        json_lines.append(self._path, line)
-        self.first = self.first or line
+        self._lines.append({"step": step, **metrics})
         for name, follow in list(self._followers.items()):
             try:
                 follow(step, metrics)
@@ -79,9 +83,23 @@ class Writer:
             self._board.add_scalar(name, value, step)
         self._board.flush()
 
+    @property
+    def first(self) -> Mapping[str, float] | None:
+        return next(iter(self._lines.lines), None)
+
+    def flush(self) -> None:
+        """Returns when all is where it is to stay. Raises: as `write`."""
+        self._lines.flush()
+        if self._staging:
+            files.upload(Path(self._staging.name), self._events)
+
     def close(self) -> None:
+        """Ends what follows, after a `flush`. Raises: as `write`."""
         if self._board:
             self._board.close()
+        self.flush()
+        if self._staging:
+            self._staging.cleanup()
 
 
 def wandb_starter(
@@ -100,12 +118,15 @@ def wandb_starter(
     wandb = require("wandb", f"config.wandb={project!r}", install="wandb")
 
     def start(workdir, config, note):
+        folder = workdir
+        if files.in_bucket(workdir):
+            folder = Path(tempfile.mkdtemp(prefix="vicreg_jax_"))
         init = partial(
             wandb.init,
             project=project,
             id=_wandb_id(workdir),
             name=workdir.name,
-            dir=str(workdir),
+            dir=str(folder),
             config=dict(config),
         )
         try:
@@ -113,7 +134,7 @@ def wandb_starter(
         except Exception as error:  # no network, no key, no such project
             note(
                 f"Weights & Biases: {one_line(error)}; what it would get is kept in"
-                f" {workdir / 'wandb'} for `wandb sync`"
+                f" {folder / 'wandb'} for `wandb sync`"
             )
         try:
             wandb.teardown()  # else the name of the run is taken
@@ -136,14 +157,14 @@ def _wandb_id(workdir):
 
 
 def _cut(path, step, note):
-    """Drops what lies beyond the step or is damaged; returns the first line."""
+    """Drops what lies beyond the step or is damaged; returns what is left."""
     lines, damaged = json_lines.read(path, _is_of_a_step)
     kept = [line for line in lines if line["step"] <= step]
     if path.exists():
         json_lines.write(path, kept)
     if damaged:
         note(f"{path}: dropped {damaged} damaged line{'s' * (damaged > 1)}")
-    return kept[0] if kept else None
+    return kept
 
 
 def _is_of_a_step(line):

@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-__all__ = ["STATE", "delete_drafts", "drafts", "manager", "read", "save"]
+__all__ = ["STATE", "delete_drafts", "drafts", "kept", "manager", "read", "save"]
 
 STATE = "state"  # the folder of the arrays, in that of a checkpoint
 
@@ -22,6 +22,7 @@ def manager(
     *,
     best: Callable[[list[int]], int | None],
     before_rename: Callable[[], None],
+    alone: bool = False,
 ) -> ocp.CheckpointManager:
     """Returns a manager that keeps the newest two checkpoints and the best.
 
@@ -30,25 +31,35 @@ def manager(
       best: returns the step of the best of several checkpoints, if there is one.
       before_rename: called by process 0 when all files of a checkpoint are written and
         it does not have its name yet, which is what makes it count.
+      alone: whether only this process, the first, writes.
     """
     logging.get_absl_logger().addFilter(_is_ours)
     if not isinstance(sys.unraisablehook, _WithoutLate):
         sys.unraisablehook = _WithoutLate(sys.unraisablehook)
     if jax.process_index() == 0:  # Orbax would do it in a thread that outlives `close`
         delete_drafts(folder)
+    only = {0} if alone else None
+    several = ocp.options.MultiprocessingOptions(active_processes=only)
     return _Manager(
         folder,
         item_names=(STATE,),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=_Keep(best),
+            multiprocessing_options=several,
+            create=not alone,  # Orbax would not, alone
             async_options=ocp.AsyncOptions(
                 post_finalization_callback=before_rename,
-                barrier_sync_fn=_Barrier(),
+                barrier_sync_fn=_Barrier(only),
                 # Else, where they cannot be made, threads wait for them 20 minutes.
                 create_directories_asynchronously=False,
             ),
         ),
     )
+
+
+def kept(steps: list[int], best: Callable[[list[int]], int | None]) -> set[int]:
+    """Returns the steps, of those in order, of the checkpoints that are kept."""
+    return {*steps[-2:], best(steps)} - {None}
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
@@ -112,8 +123,7 @@ class _Keep:
 
     def should_preserve(self, checkpoints, *, context):
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*steps[-2:], self.best(steps)}
-        return [step in kept for step in steps]
+        return [step in kept(steps, self.best) for step in steps]
 
 
 class _Barrier:
@@ -123,8 +133,8 @@ class _Barrier:
     can raise and end; then they are ended too.
     """
 
-    def __init__(self):
-        self._wait = ocp.multihost.get_barrier_sync_fn()
+    def __init__(self, only):
+        self._wait = ocp.multihost.get_barrier_sync_fn(processes=only)
         self._saving = self._written = False
 
     def __call__(self, *, key, timeout_ms):

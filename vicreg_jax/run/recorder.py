@@ -46,6 +46,12 @@ class Recorder:
         self._waiting = None
         self._paused = 0.0
 
+    def save(self) -> None:
+        """Records all metrics where they are to stay, as before a checkpoint."""
+        self.flush()
+        if self._writer:
+            self._writer.flush()
+
     def close(self) -> None:
         if self._writer:
             self._writer.close()

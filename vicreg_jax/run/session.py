@@ -5,6 +5,7 @@ What a step computes and how it is judged is the job's.
 
 import contextlib
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -170,7 +171,7 @@ class Session:
                 self.bar.note(text)
             self.watchdog = Watchdog(
                 job.config.guard.stuck_seconds,
-                workdir / f"stuck_{jax.process_index()}.txt",
+                _at_hand(workdir) / f"stuck_{jax.process_index()}.txt",
             )
             closing.callback(self.watchdog.close)
             self._closing = closing.pop_all()
@@ -263,7 +264,7 @@ class Session:
                 # Read once: it may arrive between two readings.
                 stopped = processes.preempted() if self._together else self._stop.signal
                 if due or stopped:
-                    recorder.flush()
+                    recorder.save()
                     with self.watchdog.paused(), self.goodput.spent("saving"):
                         score = (found or {}).get("knn_top1")
                         self.checkpoints.save(step, state, score=score)
@@ -273,7 +274,7 @@ class Session:
             with self.watchdog.paused(), self.goodput.spent("saving"):
                 self.checkpoints.wait()
         if jax.process_index() == 0:
-            self.goodput.write(job.total)
+            self.goodput.write(job.total, last=True)
             self.bar.note(goodput.words(self.goodput.lines()))
         return state
 
@@ -309,7 +310,8 @@ class Session:
                 around.enter_context(self.watchdog.paused())
             if profiled:
                 folder = self.workdir / "profile"
-                profile = jax.profiler.trace(str(folder), create_perfetto_trace=True)
+                local = str(around.enter_context(files.staged(folder)))
+                profile = jax.profiler.trace(local, create_perfetto_trace=True)
                 around.enter_context(profile)
             with jax.profiler.StepTraceAnnotation("train", step_num=span[-1] + 1):
                 result = self._computed(state, batch, span)
@@ -385,12 +387,17 @@ class Session:
         with self.watchdog.paused(), self.goodput.spent("saving"):
             self.checkpoints.wait()
         if jax.process_index() == 0:
-            self.goodput.write(step)
+            self.goodput.write(step, last=True)
         self.bar.note(
             f"stopped and saved at step {step} of {self.job.total}; the same command"
             " continues"
         )
         self._stop.leave(self._stop.signal or signal.SIGTERM)  # of another process
+
+
+def _at_hand(workdir):
+    """Returns a folder on a disk for what is written as all else is stuck."""
+    return Path(tempfile.gettempdir()) if files.in_bucket(workdir) else workdir
 
 
 class _Back(Exception):

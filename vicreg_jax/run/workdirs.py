@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +12,9 @@ import jax
 from vicreg_jax import files
 from vicreg_jax.config import Config, Evaluation, fields
 from vicreg_jax.devices import processes
-from vicreg_jax.refusals import Refusal, Unusable
+from vicreg_jax.refusals import NotFound, Refusal, Unusable
 from vicreg_jax.run import code, json_lines
-from vicreg_jax.run.lock import Lock
+from vicreg_jax.run.lock import Lease, Lock
 
 __all__ = [
     "Claimed",
@@ -32,7 +31,7 @@ __all__ = [
 class Claimed(NamedTuple):
     """A workdir that this process, or the first of several, may write into."""
 
-    path: Path
+    path: Path | files.Place
     before: Config | Evaluation | None  # of what it continues
 
 
@@ -41,8 +40,9 @@ def agree(workdir: str | os.PathLike, config: Config | Evaluation) -> None:
     if jax.process_count() == 1:
         return
     given = {f"config.{name}": value for name, value in fields.flat(config).items()}
+    on_disk = not files.in_bucket(workdir)
     here = {
-        "the workdir": os.path.abspath(workdir),
+        "the workdir": os.path.abspath(workdir) if on_disk else str(workdir),
         "the version of jax": jax.__version__,
     }
     processes.agree(given | here | {"the code of vicreg_jax": code.of_package()})
@@ -55,13 +55,13 @@ def held(workdir: str | os.PathLike) -> Iterator[Path]:
     Of several processes (`jax.distributed`) each makes the same call.
 
     Raises:
-      Refusal: it is in a bucket, or another process holds it.
+      Refusal: it is in another kind of bucket than gs://, or another process holds it.
       Unusable: it cannot be made or written to.
     """
-    if re.match(r"\w{2,}:/", str(workdir)):
-        whole = re.sub(":/+", "://", str(workdir), count=1)  # a Path has lost a slash
+    if elsewhere := files.elsewhere(workdir):
         raise Refusal(
-            f"the workdir must be a folder, of a mounted bucket perhaps; got {whole}"
+            "the workdir must be a folder on a disk, of a mounted bucket perhaps, or"
+            f" gs://BUCKET/FOLDER; got {elsewhere}"
         )
     workdir = files.expanded(workdir)
     with contextlib.ExitStack() as until:
@@ -73,7 +73,8 @@ def held(workdir: str | os.PathLike) -> Iterator[Path]:
                     f"the workdir {workdir} cannot be made: {error.strerror}"
                 ) from error
             if jax.process_index() == 0:
-                until.enter_context(Lock(workdir))
+                kind = Lease if files.in_bucket(workdir) else Lock
+                until.enter_context(kind(workdir))
         yield workdir
 
 
@@ -107,15 +108,23 @@ def config_of_run(
     Raises:
       Unusable: config.json is missing or damaged.
     """
-    path, record = workdir / "config.json", workdir / "metrics.jsonl"
+    path = workdir / "config.json"
     begun = any(workdir.glob("checkpoints/[0-9]*"))
-    begun = begun or (record.exists() and record.stat().st_size > 0)
+    begun = begun or _holds(workdir / "metrics.jsonl")
     begun = begun or any((workdir / x).exists() for x in ("result.json", "features"))
     if not begun:
         return None
     if not path.exists():
         raise Unusable(f"{workdir} holds a run, but its config.json is missing")
     return read_config(workdir, kind)
+
+
+def _holds(path):
+    """Tells whether there is a file, and something in it."""
+    try:
+        return bool(files.read(str(path), 0, 1))
+    except NotFound:
+        return False
 
 
 def read_config(workdir: Path, kind: type[Config | Evaluation] = Config) -> Any:

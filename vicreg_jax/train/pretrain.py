@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from vicreg_jax import devices, models
+from vicreg_jax import devices, files, models
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.source import describe
@@ -53,7 +53,8 @@ def run(
     Args:
       config: a `Config` or a nested mapping of its fields.
       workdir: a folder for config.json, metrics.jsonl, TensorBoard events and
-        checkpoints, created where needed; of several processes one that all see.
+        checkpoints, created where needed; of several processes one that all see;
+        perhaps in a bucket, gs://BUCKET/RUN.
       encoder: instead of config.model.encoder, any Linen module with
         `module.apply(variables, images [n, h, w, c], train=bool)` -> [n, f].
       method: instead of config.method, a subclass of `methods.Method`, or any function
@@ -293,7 +294,8 @@ class Pretraining(Job):
         path = workdir / f"not_finite_{step}.npz"
         parameters = {k: np.asarray(v) for k, v in batch.parameters._asdict().items()}
         indices = self.plan(step - 1).indices
-        np.savez(path, indices=indices, images=np.asarray(batch.images), **parameters)
+        images = np.asarray(batch.images)
+        files.write_npz(path, {"indices": indices, "images": images, **parameters})
         views = self.views(batch)
         variables = state.params, state.others()
         try:

@@ -103,8 +103,10 @@ def described(folder: Path) -> dict[str, Any]:
 def sha256(path: Path) -> str:
     """Returns the checksum of a file. Raises Unusable where it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with files.at_hand(path) as local, local.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    except Refusal:
+        raise
     except OSError as error:
         raise Unusable(f"{path} cannot be read: {error.strerror}") from error
 

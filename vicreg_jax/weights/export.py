@@ -77,26 +77,28 @@ def write(
     about = _description(encoder, flat)
     names = {name: FORMATS[name].file for name in formats}
     stay = _stay(folder, list(names.values()), about)
-    drafts = {file: folder / f"{file}.tmp" for file in names.values()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, file in names.items():
-            FORMATS[name].write(encoder, drafts[file])
-        sums = {file: contents.sha256(draft) for file, draft in drafts.items()}
-        # First: after an interruption the checksums refuse what is old, and the files
-        # are known as ours.
-        about = files.sealed(about | {"files": stay | sums})
-        files.write_json(folder / contents.DESCRIPTION, about)
-        for file, draft in drafts.items():
-            os.replace(draft, folder / file)
-    except Refusal:
-        raise
-    except OSError as error:
-        raise Unusable(f"{folder} cannot be written to: {one_line(error)}") from error
-    finally:
-        for draft in drafts.values():
-            with suppress(OSError):
-                draft.unlink()
+    with files.near(folder) as near:
+        drafts = {file: near / f"{file}.tmp" for file in names.values()}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, file in names.items():
+                FORMATS[name].write(encoder, drafts[file])
+            sums = {file: contents.sha256(draft) for file, draft in drafts.items()}
+            # First: after an interruption the checksums refuse what is old, and the
+            # files are known as ours.
+            about = files.sealed(about | {"files": stay | sums})
+            files.write_json(folder / contents.DESCRIPTION, about)
+            for file, draft in drafts.items():
+                files.place(draft, folder / file)
+        except Refusal:
+            raise
+        except OSError as error:
+            reason = one_line(error)
+            raise Unusable(f"{folder} cannot be written to: {reason}") from error
+        finally:
+            for draft in drafts.values():
+                with suppress(OSError):
+                    draft.unlink()
     return {name: folder / file for name, file in names.items()}
 
 
@@ -144,11 +146,14 @@ def agreement(
     want = np.asarray(_features(encoder)(images))
     scale = np.abs(want).max() or 1.0
     table = {}
-    for name, format in FORMATS.items():
-        if format.file in about["files"]:
-            got = format.features(encoder, folder / format.file, images)
-            if got is not None:
-                table[name] = float(np.abs(got - want).max() / scale)
+    with files.near(folder) as near:
+        if files.in_bucket(folder):
+            files.download(folder, near, names=[contents.DESCRIPTION, *about["files"]])
+        for name, format in FORMATS.items():
+            if format.file in about["files"]:
+                got = format.features(encoder, near / format.file, images)
+                if got is not None:
+                    table[name] = float(np.abs(got - want).max() / scale)
     return table
 
 

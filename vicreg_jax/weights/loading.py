@@ -66,8 +66,8 @@ def load(
     """
     if encoder is not None and stem:
         raise Refusal(f"encoder= has its own stem; leave out stem={stem!r}")
-    if files.in_bucket(path):
-        raise Refusal(f"{path} is in a bucket; copy it to a disk, or mount the bucket")
+    if elsewhere := files.elsewhere(path):
+        raise Refusal(f"weights are read from a disk or gs://...; got {elsewhere}")
     path = files.expanded(path).absolute()
     if path.is_file():
         return _load_file(path, encoder, stem)
@@ -137,7 +137,8 @@ def _check_stem(module, stem, path):
 
 def _load_file(path, encoder, stem):
     about = _description(path) or {}
-    tensors, expander = _read(path), {}
+    with files.at_hand(path) as local:
+        tensors, expander = _read(path, local), {}
     ours = any("/" in name for name in tensors)
     if ours:
         flat, named = tensors, partial(flatten_dict, sep="/")
@@ -290,15 +291,16 @@ def _without_prefixes(tensors, path):
     return {name: x for name, x in tensors.items() if name not in CLASSIFIER}
 
 
-def _read(path):
+def _read(path, local):
+    """Returns the tensors of a file, of which there is a copy on a disk."""
     try:
         if path.suffix in (".pth", ".pt"):
-            return _torch(path)
+            return _torch(path, local)
         if path.suffix == ".safetensors":
             library = require(
                 "safetensors.numpy", f"reading {path}", install="safetensors"
             )
-            return library.load_file(path)
+            return library.load_file(local)
     except Refusal:
         raise
     except PermissionError as error:
@@ -311,15 +313,15 @@ def _read(path):
     )
 
 
-def _torch(path):
+def _torch(path, local):
     torch = require("torch", f"reading {path}", install="vicreg_jax[torch]")
-    zipped = zipfile.is_zipfile(path)  # not of old versions
+    zipped = zipfile.is_zipfile(local)  # not of old versions
     if zipped:
-        with zipfile.ZipFile(path) as archive:  # PyTorch looks at no checksum
+        with zipfile.ZipFile(local) as archive:  # PyTorch looks at no checksum
             if damaged := archive.testzip():
                 raise Refusal(f"{path} is damaged: the checksum of {damaged} is wrong")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        found = torch.load(local, map_location="cpu", weights_only=True, mmap=zipped)
     except UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         what = f"such as {name[1]}, " if name else ""
