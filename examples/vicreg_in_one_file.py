@@ -29,7 +29,7 @@ def vicreg(a, b):
 
 
 def deviation(x):
-    """Returns the standard deviation of each dimension; the constant keeps it smooth."""
+    """Returns the standard deviation of each dimension; 1e-4 keeps it smooth."""
     return jnp.sqrt(jnp.var(x, axis=0, ddof=1) + 1e-4)
 
 

@@ -77,6 +77,7 @@ class Where:
 @dataclass(frozen=True)
 class Data(Where):
     name: Source = "fake"
+    examples: NotNegative[int] = 0  # of an epoch, of a source that cannot say
     validation: bool = False  # digits: hold out 360 training images, hide the test
     batch_size: Annotated[int, at_least(2)] = 2048  # over all devices
     views: Annotated[int, at_least(2), at_most(100)] = 2  # of each image

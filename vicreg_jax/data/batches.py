@@ -28,6 +28,7 @@ class Batch:
         "whole": uint8 [b, h, w, c], which the device crops
         "crops": uint8 [b, v, size, size, c], which the device recolours
         "finished": uint8 [b, v, size, size, c], the views
+        "normalized": float32 [b, v, size, size, c], the views as the network sees them
         "held": int32 [b], numbers of images that every device holds, and crops
       parameters: arrays [b, v, ...].
     """
@@ -115,6 +116,8 @@ class Batches:
     def render(self, resident: tuple[jax.Array, ...], batch: Batch) -> jax.Array:
         """Returns the normalized views, float32 [b, v, size, size, c]."""
         images, data = batch.images, self._config.data
+        if batch.kind == "normalized":
+            return images
         if batch.kind == "held":
             (everything,) = resident
             shape = self._source.array.shape[1:]

@@ -65,6 +65,7 @@ class ImageFiles:
     """
 
     array = channels = None  # they become what is asked for
+    in_order = False
 
     def __init__(
         self,

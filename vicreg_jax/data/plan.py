@@ -13,6 +13,7 @@ from vicreg_jax.refusals import Refusal
 
 __all__ = [
     "PURPOSES",
+    "InOrder",
     "Plan",
     "Planner",
     "permutation",
@@ -109,12 +110,7 @@ class Planner:
     def __init__(
         self, *, seed: int, examples: int, batch_size: int, views: int, numbers: int
     ):
-        if examples < batch_size:
-            raise Refusal(
-                f"the data set has {examples} examples, fewer than one batch of"
-                f" {batch_size}; lower data.batch_size"
-            )
-        self.steps_per_epoch = examples // batch_size
+        self.steps_per_epoch = _steps(examples, batch_size)
         self._seed, self._examples = seed, examples
         self._shape = (batch_size, views, numbers)
         self._latest = -1, np.empty(0, np.int64)  # epoch and order, always a pair
@@ -128,3 +124,30 @@ class Planner:
         batch = self._shape[0]
         indices = order[position * batch : (position + 1) * batch]
         return Plan(indices, uniforms(self._seed, step, self._shape))
+
+
+class InOrder:
+    """Plans steps over what comes one after the other: see `Planner`.
+
+    An epoch is a number of steps; the indices are positions from its first step on.
+    """
+
+    def __init__(
+        self, *, seed: int, examples: int, batch_size: int, views: int, numbers: int
+    ):
+        self.steps_per_epoch = _steps(examples, batch_size)
+        self._seed, self._shape = seed, (batch_size, views, numbers)
+
+    def __call__(self, step: int) -> Plan:
+        batch = self._shape[0]
+        indices = np.arange(step * batch, (step + 1) * batch)
+        return Plan(indices, uniforms(self._seed, step, self._shape))
+
+
+def _steps(examples, batch_size):
+    if examples < batch_size:
+        raise Refusal(
+            f"the data set has {examples} examples, fewer than one batch of"
+            f" {batch_size}; lower data.batch_size"
+        )
+    return examples // batch_size

@@ -50,6 +50,7 @@ class Source(Protocol):
     array: np.ndarray | None  # uint8 [n, h, w, c], where all images are one array
     read: Callable[[int], bytes] | None  # index -> an image's file; None: has no files
     channels: int | None  # None where images become what is asked for
+    in_order: bool  # whether they come one after the other alone: see `streams`
     seconds: Mapping[str, float]  # that each stage of reading has taken so far
     broken: Mapping[int, str]  # index -> reason of what could not be read so far
     skipped: Mapping[str, int]  # reason -> how many files are no part of it
@@ -128,6 +129,7 @@ class Arrays:
     """
 
     names = read = None
+    in_order = False
 
     def __init__(
         self,
@@ -228,6 +230,8 @@ def check_channels(source: Source, channels: int) -> None:
 def describe(source: Source) -> str:
     """Returns in words how many images there are, and what was left out."""
     words = f"{len(source):,} images"
+    if source.in_order:
+        words += " an epoch, as they come"
     if source.labels is not None and len(source.classes):
         words += f" in {len(source.classes):,} classes"
     left = ", ".join(f"{count:,} {why}" for why, count in source.skipped.items())

@@ -16,6 +16,7 @@ from vicreg_jax.data import plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import Source, as_source
 from vicreg_jax.data.sources.load import load_splits
+from vicreg_jax.data.streams import Stream, is_stream
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.run.state import TrainState
@@ -38,6 +39,8 @@ __all__ = [
 
 def images(config: Config, given: Any) -> Source:
     """Returns the training images: the config's, or what the user gives instead."""
+    if given is not None and is_stream(given):
+        return Stream(given, examples=config.data.examples)
     if given is not None:
         return as_source(given)
     return load_splits(config.data, seed=config.seed).train
@@ -157,11 +160,12 @@ def check_encoder(method: Method, config: Config) -> int:
     return shape[1]
 
 
-def planner(config: Config, examples: int) -> plan.Planner:
-    """Returns the plan of a run over so many examples."""
-    return plan.Planner(
+def planner(config: Config, source: Source) -> plan.Planner | plan.InOrder:
+    """Returns the plan of a run over these images."""
+    kind = plan.InOrder if source.in_order else plan.Planner
+    return kind(
         seed=config.seed,
-        examples=examples,
+        examples=len(source),
         batch_size=config.data.batch_size,
         views=config.data.views,
         numbers=draw.NUMBERS,

@@ -62,7 +62,8 @@ def run(
       source: instead of config.data.name, training images: a `data.source.Source`,
         such as `Arrays(images, labels)` with labels for what watches the run, or
         anything with a length that an integer array indexes, `source[indices]` ->
-        uint8 [b, h, w, c].
+        uint8 [b, h, w, c]; or what gives images or views one after the other, such as
+        a tf.data.Dataset: see `data.streams.Stream`.
       tx: instead of config.optimizer, any optax transformation.
 
     Raises:
@@ -116,7 +117,7 @@ class Pretraining(Job):
         self.images = build.images(config, source)
         self._batches = batches.Batches(self.images, config, self.mesh)
         online.check(self.images, config)
-        self._planner = build.planner(config, len(self.images))
+        self._planner = build.planner(config, self.images)
         self.epoch = self._planner.steps_per_epoch
         self.total = config.epochs * self.epoch
         self._rows = sharding.rows(config.data.batch_size)
