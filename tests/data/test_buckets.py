@@ -1,7 +1,6 @@
 """Images in a bucket, of a stand-in for Cloud Storage on this machine: no network."""
 
 import json
-import os
 import re
 import shutil
 import threading
@@ -352,11 +351,27 @@ def test_other_sources_are_read_from_a_disk_alone(bucket, name):
     assert not bucket.asked
 
 
-def test_prepared_images_are_not_written_into_a_bucket(local, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with refused(ValueError, "a folder on a disk; got gs://bucket/x; then copy it"):
-        prepare(open_folder(local / "folder"), "gs://bucket/x", shards=2)
-    assert not os.listdir(tmp_path)
+def test_prepared_images_in_a_bucket_are_those_on_a_disk(bucket, local):
+    """Also where the bucket refuses the second of three shards at first."""
+    images, before = open_folder(local / "folder"), bucket.before
+
+    def refuse(method, name):
+        bucket.always = 403 if "images-00001" in name else None
+
+    bucket.before = refuse
+    with refused(files.Unreachable, "images-00001-of-00003.array_record cannot be wri"):
+        prepare(images, "gs://bucket/x", shards=3)
+    bucket.before, bucket.always, bucket.changed = before, None, []
+    prepare(images, "gs://bucket/x", shards=3)
+    assert not [name for _, name in bucket.changed if "images-00000" in name]
+    written = {path.name: path.read_bytes() for path in (local / "prepared").iterdir()}
+    assert bucket.objects == {f"x/{name}": data for name, data in written.items()}
+    with refused(
+        ValueError, "gs://bucket/x holds another preparation: shards 3, not 2"
+    ):
+        prepare(images, "gs://bucket/x", shards=2)
+    with refused(ValueError, "on a disk or gs://BUCKET/FOLDER; got s3://bucket/x"):
+        prepare(images, "s3://bucket/x", shards=2)
 
 
 @pytest.mark.slow

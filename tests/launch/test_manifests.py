@@ -154,7 +154,10 @@ print(json.dumps([dict(os.environ), sys.argv[1:]]))
     assert (found["num_processes"], found["process_id"]) == (nodes, rank)
     assert words == [
         *(*MAIN, "--config=configs/imagenet.py"),
-        *("--config.data.path=/home/me/imagenet/train", "--workdir=gs://BUCKET/imagenet"),
+        *(
+            "--config.data.path=/home/me/imagenet/train",
+            "--workdir=gs://BUCKET/imagenet",
+        ),
     ]
 
 

@@ -86,6 +86,24 @@ def test_a_damaged_one_is_set_aside_and_an_unfinished_one_removed(bucket):
     assert folders == {"1", "2"}
 
 
+def test_what_a_checkpoint_costs(bucket):
+    checkpoints = Checkpoints(FOLDER)
+    for step in (1, 2, 3):
+        checkpoints.save(step, tree(step))
+        checkpoints.wait()
+    bucket.asked, bucket.changed = [], []
+    checkpoints.save(4, tree(4))
+    checkpoints.wait()
+    written = [name for method, name in bucket.changed if method == "POST"]
+    removed = [name for method, name in bucket.changed if method == "DELETE"]
+    assert {name.split("/")[3] for name in written} == {"4"}
+    assert {name.split("/")[3] for name in removed} == {"2"}
+    assert len(written) == len(set(written)) <= 20 and len(removed) <= 20
+    assert len(bucket.asked) <= 4
+    print(f"{len(written)} writes, {len(removed)} removals, {len(bucket.asked)} lists")
+    checkpoints.close()
+
+
 def test_what_goes_back_saves_the_same_steps_again(bucket):
     checkpoints = Checkpoints(FOLDER)
     for step in (1, 2, 3):
