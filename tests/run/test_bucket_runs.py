@@ -276,5 +276,12 @@ def test_what_follows_a_run_is_the_same_in_a_bucket_as_on_a_disk(bucket, disk):
     assert {name for name in bucket.objects if "/checkpoints/" in name} == kept
 
 
+def test_an_export_in_a_bucket_is_not_pushed(bucket):
+    flags = (f"--config={ROOT}/configs/export.py", "--config.checkpoint=gs://bucket/x")
+    done = main(*flags, f"--workdir={RUN}", "--config.export.hub=me/mine")
+    assert done.returncode == 2 and not bucket.objects
+    assert done.stderr.endswith(f"by --config.export.hub; got {RUN}\n")
+
+
 def read(path):
     return files.read(str(path))
