@@ -41,16 +41,16 @@ TRAINED = {
     "finetune": ((f"--config={EVAL}/finetune.py", *LONG), 1, 1, 60),
 }
 SHORT = {
-    "knn": ((f"--config={EVAL}/knn.py",), 120),
+    "knn": ((f"--config={EVAL}/knn.py",), 200),
     "logistic": ((f"--config={EVAL}/logistic.py",), 100),
-    "features": ((f"--config={EVAL}/features.py",), 50),
-    "export": ((f"--config={ROOT}/configs/export.py",), 120),
+    "features": ((f"--config={EVAL}/features.py",), 40),
+    "export": ((f"--config={ROOT}/configs/export.py",), 200),
     "prepare": (
         (
             f"--config={ROOT}/configs/prepare.py",
             *("--config.prepare.shards=40", "--config.prepare.shorter_side=24"),
         ),
-        150,
+        300,
     ),
     "report": ((f"--config={ROOT}/configs/report.py",), 10),
 }

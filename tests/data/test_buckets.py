@@ -1,7 +1,6 @@
 """Images in a bucket, of a stand-in for Cloud Storage on this machine: no network."""
 
 import json
-import os
 import re
 import shutil
 import threading
@@ -343,20 +342,58 @@ def test_a_text_is_no_tfrecord_file(bucket):
         Records([("gs://bucket/a", 0, -1)])
 
 
-@pytest.mark.parametrize("name", ["folder", "arrays"])
-def test_other_sources_are_read_from_a_disk_alone(bucket, name):
-    with refused(ValueError, f"gs://bucket/x: data.name={name} is read from a disk"):
-        load(name, "gs://bucket/x")
-    with refused(ValueError, "gs://bucket/y: data.name=folder is read from a disk"):
-        load("folder", "/nowhere", test_path="gs://bucket/y")
+def test_arrays_are_read_from_a_disk_alone(bucket):
+    with refused(ValueError, "gs://bucket/x: data.name=arrays is read from a disk"):
+        load("arrays", "gs://bucket/x")
     assert not bucket.asked
 
 
-def test_prepared_images_are_not_written_into_a_bucket(local, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with refused(ValueError, "a folder on a disk; got gs://bucket/x; then copy it"):
-        prepare(open_folder(local / "folder"), "gs://bucket/x", shards=2)
-    assert not os.listdir(tmp_path)
+def test_a_folder_in_a_bucket_is_the_folder_on_a_disk(bucket, local, tmp_path):
+    """Also what is skipped, the classes, and how many requests it takes."""
+    folder = tmp_path / "folder"
+    shutil.copytree(local / "folder", folder)
+    (folder / ".hidden.jpg").write_bytes(b"")
+    (folder / "notes.txt").write_text("")
+    bucket.upload(folder, "a b/folder")
+    there, here = load("folder", "gs://bucket/a b/folder").train, open_folder(folder)
+    assert [x.removeprefix("gs://bucket/a b") for x in there.names] == [
+        x.removeprefix(str(tmp_path)) for x in here.names
+    ]
+    np.testing.assert_array_equal(there.labels, here.labels)
+    assert (there.classes, there.skipped) == (here.classes, here.skipped)
+    assert there.threads >= 32
+    known = here.fingerprint()
+    assert there.fingerprint().items() == known.items() - {
+        ("sizes of files", known["sizes of files"])
+    }
+    assert len(bucket.asked) == 1  # a list of up to 1,000 files
+    assert all(there.read(i) == here.read(i) for i in range(8))
+    assert len(bucket.asked) == 9
+    with refused(ValueError, "no images below gs://bucket/none; expected files ending"):
+        load("folder", "gs://bucket/none")
+
+
+def test_prepared_images_in_a_bucket_are_those_on_a_disk(bucket, local):
+    """Also where the bucket refuses the second of three shards at first."""
+    images, before = open_folder(local / "folder"), bucket.before
+
+    def refuse(method, name):
+        bucket.always = 403 if "images-00001" in name else None
+
+    bucket.before = refuse
+    with refused(files.Unreachable, "images-00001-of-00003.array_record cannot be wri"):
+        prepare(images, "gs://bucket/x", shards=3)
+    bucket.before, bucket.always, bucket.changed = before, None, []
+    prepare(images, "gs://bucket/x", shards=3)
+    assert not [name for _, name in bucket.changed if "images-00000" in name]
+    written = {path.name: path.read_bytes() for path in (local / "prepared").iterdir()}
+    assert bucket.objects == {f"x/{name}": data for name, data in written.items()}
+    with refused(
+        ValueError, "gs://bucket/x holds another preparation: shards 3, not 2"
+    ):
+        prepare(images, "gs://bucket/x", shards=2)
+    with refused(ValueError, "on a disk or gs://BUCKET/FOLDER; got s3://bucket/x"):
+        prepare(images, "s3://bucket/x", shards=2)
 
 
 @pytest.mark.slow

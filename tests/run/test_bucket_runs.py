@@ -86,6 +86,24 @@ def test_a_damaged_one_is_set_aside_and_an_unfinished_one_removed(bucket):
     assert folders == {"1", "2"}
 
 
+def test_what_a_checkpoint_costs(bucket):
+    checkpoints = Checkpoints(FOLDER)
+    for step in (1, 2, 3):
+        checkpoints.save(step, tree(step))
+        checkpoints.wait()
+    bucket.asked, bucket.changed = [], []
+    checkpoints.save(4, tree(4))
+    checkpoints.wait()
+    written = [name for method, name in bucket.changed if method == "POST"]
+    removed = [name for method, name in bucket.changed if method == "DELETE"]
+    assert {name.split("/")[3] for name in written} == {"4"}
+    assert {name.split("/")[3] for name in removed} == {"2"}
+    assert len(written) == len(set(written)) <= 20 and len(removed) <= 20
+    assert len(bucket.asked) <= 4
+    print(f"{len(written)} writes, {len(removed)} removals, {len(bucket.asked)} lists")
+    checkpoints.close()
+
+
 def test_what_goes_back_saves_the_same_steps_again(bucket):
     checkpoints = Checkpoints(FOLDER)
     for step in (1, 2, 3):
@@ -256,6 +274,13 @@ def test_what_follows_a_run_is_the_same_in_a_bucket_as_on_a_disk(bucket, disk):
         np.testing.assert_array_equal(load(path)(images), load(disk)(images))
     # Nothing of the run itself was touched.
     assert {name for name in bucket.objects if "/checkpoints/" in name} == kept
+
+
+def test_an_export_in_a_bucket_is_not_pushed(bucket):
+    flags = (f"--config={ROOT}/configs/export.py", "--config.checkpoint=gs://bucket/x")
+    done = main(*flags, f"--workdir={RUN}", "--config.export.hub=me/mine")
+    assert done.returncode == 2 and not bucket.objects
+    assert done.stderr.endswith(f"by --config.export.hub; got {RUN}\n")
 
 
 def read(path):

@@ -100,6 +100,10 @@ def write_report(config: Evaluation, workdir: Path) -> None:
 def write_export(config: Evaluation, workdir: Path) -> None:
     """Writes an encoder for others, and checks what they would compute with it."""
     _need_one_process("an export")
+    if config.export.hub and files.in_bucket(workdir):
+        raise Refusal(
+            f"an export is pushed from a disk, by --config.export.hub; got {workdir}"
+        )
     devices.mesh()
     encoder = loading.load(config.checkpoint, stem=config.model.stem)
     options = config.export

@@ -434,12 +434,16 @@ def pixels_of(image: Any, channels: int) -> np.ndarray:
 
 
 def digests(paths: Sequence[str], root: str) -> dict[str, str]:
-    """Returns digests of the names below `root` of files on a disk, and of their sizes.
+    """Returns digests of the names below `root` of files, and on a disk of their sizes.
 
     Raises:
       Unusable: a file is no longer there.
     """
     start, each = len(os.path.join(root, "")), 4096
+    names = "\n".join(path[start:] for path in paths)
+    named = {"names of files": files.digest(os.fsencode(names))}
+    if files.in_bucket(root):  # which lists no sizes
+        return named
 
     def some(first):
         return [os.path.getsize(path) for path in paths[first : first + each]]
@@ -449,11 +453,7 @@ def digests(paths: Sequence[str], root: str) -> dict[str, str]:
             found = list(threads.map(some, range(0, len(paths), each)))
     except OSError as error:
         raise Unusable(f"{error.filename}: {error.strerror}") from error
-    names = "\n".join(path[start:] for path in paths)
-    return {
-        "names of files": files.digest(os.fsencode(names)),
-        "sizes of files": files.digest(np.concatenate(found).data),
-    }
+    return named | {"sizes of files": files.digest(np.concatenate(found).data)}
 
 
 @functools.cache

@@ -4,8 +4,6 @@ import io
 import itertools
 import json
 import os
-import re
-import shutil
 import struct
 import zlib
 from collections import deque
@@ -76,10 +74,10 @@ def prepare(
             f"expected shards >= 1, shorter_side >= 0 and quality 0 to 100; got"
             f" {shards}, {shorter_side} and {quality}"
         )
-    if re.match(r"\w{2,}:/", str(out)):  # a Path has lost the second slash
+    if elsewhere := files.elsewhere(out):
         raise Refusal(
-            f"prepared images are written into a folder on a disk; got {out}; then copy"
-            " it: gcloud storage cp -r FOLDER gs://BUCKET"
+            "prepared images are written into a folder on a disk or gs://BUCKET/FOLDER;"
+            f" got {elsewhere}"
         )
     array_record()
     settings = dict(
@@ -93,7 +91,7 @@ def prepare(
     out = files.expanded(out)
     if (out / INDEX).exists():
         _refuse_others(out, read_index(str(out))["settings"], settings)
-        shutil.rmtree(out / DRAFT, ignore_errors=True)  # it was stopped before that
+        files.remove(out / DRAFT)  # it was stopped before that
         return
     with files.writing(out):
         _continue(images, out, settings, progress)
@@ -113,7 +111,7 @@ def _continue(images, out, settings, progress):
         files.write_json(path, settings)
     _refuse_others(out, files.read_json(path, {}), settings)
     _write(images, out, settings, progress)
-    shutil.rmtree(draft)
+    files.remove(draft)
 
 
 def _write(images, out, settings, progress):
@@ -123,8 +121,10 @@ def _write(images, out, settings, progress):
     if images.labels is not None:
         kept = np.delete(np.asarray(images.labels), [x["index"] for x in broken])
         np.save(held := io.BytesIO(), kept.astype(np.int32))
-        _put(out / LABELS, held.getvalue())
-        entries.append(_entry(out / LABELS, examples=0))
+        data = held.getvalue()
+        _put(out / LABELS, data)
+        facts = dict(examples=0, bytes=len(data), crc32=zlib.crc32(data))
+        entries.append(dict(file=LABELS, **facts))
     index = dict(
         format=FORMAT,
         examples=len(images) - len(broken),
@@ -153,12 +153,12 @@ def _write_shards(images, out, settings, progress):
     done = sum(entry["examples"] + len(entry["broken"]) for entry in finished)
     progress(done, n)
     left = [i for i in range(total) if not entries[i]]
-    with ThreadPoolExecutor(images.threads) as threads:
+    with files.near(draft) as near, ThreadPoolExecutor(images.threads) as threads:
         make = partial(_make, images, settings)
         indices = itertools.chain.from_iterable(spans[i] for i in left)
         made = _in_order(threads, make, indices, ahead=4 * images.threads)
         for i in left:
-            path = draft / names[i]
+            path = near / names[i]
             known = len(broken)
             with _writer(path) as writer:
                 for record in itertools.islice(made, len(spans[i])):
@@ -172,7 +172,7 @@ def _write_shards(images, out, settings, progress):
             own = broken[known:]
             entries[i] = _entry(path, examples=len(spans[i]) - len(own))
             entries[i]["broken"] = own
-            os.replace(path, out / path.name)
+            files.place(path, out / path.name)
             files.write_json(notes[i], files.sealed(entries[i]))
     return entries
 
@@ -269,6 +269,9 @@ def _entry(path, *, examples):
 
 def _put(path, data):
     """Writes a file by way of the drafts, where what a stop leaves is removed later."""
+    if files.in_bucket(path):  # there is none
+        files.write(path, data)
+        return
     draft = path.parent / DRAFT / path.name
     files.write(draft, data)
     os.replace(draft, path)

@@ -42,7 +42,8 @@ def load(
         `export.write` wrote; or a .pth, .pt or .safetensors file with the names of the
         authors' code, torchvision or timm: an encoder, or encoder and projector,
         alone or under "model". A classifier `fc` is left out. PyTorch files are read
-        with weights_only; nothing in a file is run.
+        with weights_only; nothing in a file is run. Each may be in a bucket,
+        gs://BUCKET/NAME.
       encoder: the module, where it is not one of `models.create`.
       stem: that of `models.create`, of a file that does not say how its network is
         built; without it the file is taken for what its tensors look like, with a note.

@@ -18,7 +18,6 @@ __all__ = ["load_splits"]
 
 # Sources of image files, each a function of a path.
 FILES = {"folder": open_folder, "prepared": open_prepared, "tfrecord": open_tfrecords}
-LOCAL = ("arrays", "folder")  # are read from a disk alone
 
 
 def load_splits(
@@ -36,12 +35,11 @@ def load_splits(
       Refusal: there is no such data, it is in a bucket and should not be, or the
         classes of the test images are others.
     """
-    for path in (data.path, test_path) if data.name in LOCAL else ():
-        if files.in_bucket(path):
-            raise Refusal(
-                f"{path}: data.name={data.name} is read from a disk; from a bucket are"
-                " read prepared (see the task prepare), tfrecord and tfds"
-            )
+    if data.name == "arrays" and files.in_bucket(data.path):
+        raise Refusal(
+            f"{data.path}: data.name=arrays is read from a disk; from a bucket are read"
+            " prepared (see the task prepare), tfrecord, folder and tfds"
+        )
     if data.name == "digits":
         return load_digits(validation=data.validation)
     if data.name == "arrays":
