@@ -1,6 +1,6 @@
 """Every task, killed by SIGKILL at random moments, again and again, and continued.
 
-Moments are uniform over the time for which the task holds its folder. A command is
+Moments are uniform over the time from when the task has begun to work. A command is
 killed twice at least before it may end; what it leaves is what one leaves that nobody
 killed. `pytest -m long -rP` prints how often, task by task.
 """
@@ -11,6 +11,7 @@ import shutil
 import signal
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 from helpers.forks import Forks, finish
@@ -25,20 +26,20 @@ LONG = ("--config.epochs=40", "--config.data.batch_size=256")  # 200 steps
 MOST = 4  # kills of one command; then it may end
 # Task -> its config, flags, processes, devices of each, and how often it is killed.
 TRAINED = {
-    "pretrain": ((*FOUR_EPOCHS, "--config.evaluate.probe=True"), 1, 1, 100),
-    "pretrain on 8 devices": (FOUR_EPOCHS, 1, 8, 60),
-    "pretrain on 2 x 2": (FOUR_EPOCHS, 2, 2, 40),
-    "linear": ((f"--config={EVAL}/linear.py", *LONG), 1, 1, 100),
-    "linear on 2 x 2": ((f"--config={EVAL}/linear.py", *LONG), 2, 2, 40),
+    "pretrain": ((*FOUR_EPOCHS, "--config.evaluate.probe=True"), 1, 1, 60),
+    "pretrain on 8 devices": (FOUR_EPOCHS, 1, 8, 40),
+    "pretrain on 2 x 2": (FOUR_EPOCHS, 2, 2, 20),
+    "linear": ((f"--config={EVAL}/linear.py", *LONG), 1, 1, 60),
+    "linear on 2 x 2": ((f"--config={EVAL}/linear.py", *LONG), 2, 2, 20),
     "linear_bank": (
         (f"--config={EVAL}/linear_bank.py", *LONG, "--config.head.layers=(0,)"),
-        *(1, 1, 60),
+        *(1, 1, 40),
     ),
     "linear_cifar": (
         (f"--config={EVAL}/linear_cifar.py", *LONG, "--config.head.batch_norm=True"),
-        *(1, 1, 60),
+        *(1, 1, 40),
     ),
-    "finetune": ((f"--config={EVAL}/finetune.py", *LONG), 1, 1, 60),
+    "finetune": ((f"--config={EVAL}/finetune.py", *LONG), 1, 1, 40),
 }
 SHORT = {
     "knn": ((f"--config={EVAL}/knn.py",), 200),
@@ -52,7 +53,7 @@ SHORT = {
         ),
         300,
     ),
-    "report": ((f"--config={ROOT}/configs/report.py",), 10),
+    "report": ((f"--config={ROOT}/configs/report.py",), 4),
 }
 
 
@@ -61,9 +62,15 @@ def forks(tmp_path_factory):
     return Forks(tmp_path_factory.mktemp("forks"))
 
 
-def holds(workdir):
-    """Tells whether a command has begun to work there."""
-    return (workdir / ".lock.json").exists() or (workdir / "report.html").exists()
+def begun(workdir, running):
+    """Tells whether a command is at work: its own lock is there, or it has spoken."""
+    if any(Path(x.said).stat().st_size for x in running):
+        return True
+    try:
+        held = json.loads((workdir / ".lock.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return False
+    return held["process"] in {x.pid for x in running}
 
 
 def wait_for(running, reached):
@@ -75,7 +82,7 @@ def wait_for(running, reached):
 def whole_run(start, workdir):
     """Runs a command; returns for how long it held its folder, in seconds."""
     running = start(workdir)
-    wait_for(running, lambda: holds(workdir))
+    wait_for(running, lambda: begun(workdir, running))
     begin = time.monotonic()
     statuses, said = finish(running)
     assert set(statuses) == {0}, said
@@ -102,7 +109,7 @@ def campaign(name, start, kills, workdirs, left, *, lasts=None):
         while True:
             running = start(workdir)
             if own < MOST and done < kills:
-                wait_for(running, lambda workdir=workdir: holds(workdir))
+                wait_for(running, partial(begun, workdir, running))
                 time.sleep(chance.random() * lasts * (0.4 if own < 2 else 1.0))
                 chance.choice(running).kill()
                 time.sleep(chance.random() / 5 if len(running) > 1 else 0)

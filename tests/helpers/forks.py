@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import helpers
 
@@ -54,6 +55,7 @@ class Forks:
                     "JAX_PROCESS_ID": str(i),
                 }
             given = (list(map(str, flags)), env, devices, said, str(self._folder))
+            Path(said).touch()  # for who is killed at once
             process = self._context.Process(target=_main, args=given)
             process.start()
             process.said = said

@@ -40,7 +40,8 @@ __all__ = [
 
 
 Source = Literal[
-    "", "folder", "prepared", "tfds", "tfrecord", "arrays", "digits", "voc"
+    *("", "folder", "prepared", "tfds", "tfrecord", "huggingface"),
+    *("arrays", "digits", "voc"),
 ]
 Format = Literal["safetensors", "torch", "stablehlo", "detectron2"]
 _TRAINING = ("checkpoint", "epochs", "data", "augment", "head", "guard", "model")
@@ -72,7 +73,7 @@ class Data(Where):
 
     name: Source = ""
     test_path: str = ""  # folder, prepared, tfrecord: where the test images are
-    test_split: str = ""  # of tfds; by default test, else validation
+    test_split: str = ""  # of huggingface, tfds (there: test, else validation)
     batch_size: Positive[int] = 256  # over all devices
     image_size: NotNegative[int] = 0  # of what the encoder sees, in pixels
     shorter_side: NotNegative[int] = 0  # of test images, then cut; 0: 8/7 image_size

@@ -44,7 +44,10 @@ __all__ = [
 ]
 
 
-Source = Literal["folder", "prepared", "tfds", "tfrecord", "arrays", "digits", "fake"]
+Source = Literal[
+    *("folder", "prepared", "tfds", "tfrecord", "huggingface"),
+    *("arrays", "digits", "fake"),
+]
 Share = Annotated[float, Limit(lambda x: 0 < x <= 1, "must be two numbers in (0, 1]")]
 Ratio = Annotated[
     float, Limit(lambda x: 0 < x < math.inf, "must be two positive numbers")
@@ -58,6 +61,7 @@ NEEDS_PATH = {
     "folder": "the folder of images",
     "prepared": "the folder that the task prepare wrote",
     "tfrecord": "the TFRecord files, such as DIR/train-*,",
+    "huggingface": "the folder of save_to_disk, or Parquet files",
     "arrays": "the .npz file",
 }
 
@@ -69,7 +73,7 @@ class Where:
     name: str  # the kind of source
     path: str = ""  # folder of images, .npz of arrays, TFRecords, tfds data_dir
     dataset: str = ""  # of tfds: its name, if need be with /config and :version
-    split: str = "train"  # of tfds
+    split: str = "train"  # of tfds and huggingface
     # What reads image files; auto: tf.data for accelerators, where it is installed.
     pipeline: Literal["auto", "tf_data", "threads"] = "auto"
 

@@ -15,6 +15,7 @@ from vicreg_jax.config import Config
 from vicreg_jax.data import plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.source import Source, as_source
+from vicreg_jax.data.sources.huggingface import is_dataset, of_dataset
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.data.streams import Stream, is_stream
 from vicreg_jax.methods import Method
@@ -41,6 +42,8 @@ def images(config: Config, given: Any) -> Source:
     """Returns the training images: the config's, or what the user gives instead."""
     if given is not None and is_stream(given):
         return Stream(given, examples=config.data.examples)
+    if given is not None and is_dataset(given):
+        return of_dataset(given)
     if given is not None:
         return as_source(given)
     return load_splits(config.data, seed=config.seed).train

@@ -9,6 +9,7 @@ from vicreg_jax.data.sources.arrays import open_arrays
 from vicreg_jax.data.sources.digits import load_digits
 from vicreg_jax.data.sources.fake import Noise
 from vicreg_jax.data.sources.folder import open_folder
+from vicreg_jax.data.sources.huggingface import open_huggingface
 from vicreg_jax.data.sources.prepared import open_prepared
 from vicreg_jax.data.sources.tfds import open_tfds
 from vicreg_jax.data.sources.tfrecord import open_tfrecords
@@ -18,6 +19,7 @@ __all__ = ["load_splits"]
 
 # Sources of image files, each a function of a path.
 FILES = {"folder": open_folder, "prepared": open_prepared, "tfrecord": open_tfrecords}
+LOCAL = ("arrays", "huggingface")  # are read from a disk alone
 
 
 def load_splits(
@@ -29,29 +31,31 @@ def load_splits(
       seed: of fake images.
       test_path: where the test images are that lie apart: of a folder, of prepared
         images, of TFRecords.
-      test_split: of tfds; see `open_tfds`.
+      test_split: of huggingface; of tfds, see `open_tfds`.
 
     Raises:
       Refusal: there is no such data, it is in a bucket and should not be, or the
         classes of the test images are others.
     """
-    if data.name == "arrays" and files.in_bucket(data.path):
+    if data.name in LOCAL and files.in_bucket(data.path):
         raise Refusal(
-            f"{data.path}: data.name=arrays is read from a disk; from a bucket are read"
-            " prepared (see the task prepare), tfrecord, folder and tfds"
+            f"{data.path}: data.name={data.name} is read from a disk; from a bucket are"
+            " read prepared (see the task prepare), tfrecord, folder and tfds"
         )
     if data.name == "digits":
         return load_digits(validation=data.validation)
     if data.name == "arrays":
         return open_arrays(data.path)
-    if data.name in FILES:
-        train = FILES[data.name](data.path)
-        if not test_path:
+    if data.name in (*FILES, "huggingface"):
+        train = _files(data.name, data.path, data.split)
+        if not (test_path or test_split):
             return Splits(train, None)
-        test = FILES[data.name](test_path)
+        test = _files(data.name, test_path or data.path, test_split or data.split)
         if list(test.classes) != list(train.classes):
             different = sorted({*test.classes} ^ {*train.classes})[:3]
-            found = zip((test_path, data.path), (test, train), strict=True)
+            found = zip(
+                (test_path or test_split, data.path), (test, train), strict=True
+            )
             said = [f"{path} has {_classes(images)}" for path, images in found]
             raise Refusal(
                 f"{', '.join(said)}; expected the same (not in both:"
@@ -69,6 +73,12 @@ def load_splits(
         seed=seed,
     )
     return Splits(Arrays(noise), None)
+
+
+def _files(name, path, split):
+    if name == "huggingface":
+        return open_huggingface(path, split=split)
+    return FILES[name](path)
 
 
 def _classes(images):
