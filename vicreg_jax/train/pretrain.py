@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from vicreg_jax import devices, models
+from vicreg_jax import devices, models, optim
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.source import describe
@@ -118,6 +118,7 @@ class Pretraining(Job):
         self._planner = build.planner(config, len(self.images))
         self.epoch = self._planner.steps_per_epoch
         self.total = config.epochs * self.epoch
+        self.method.target_momentum = optim.rising(config.target_momentum, self.total)
         self.log_steps = config.every.log_steps
         self.checkpoint_steps = config.every.checkpoint_epochs * self.epoch
         self.judge_steps = config.evaluate.knn_epochs * self.epoch
@@ -248,7 +249,7 @@ class Pretraining(Job):
 
     def measure(self, step, values, outputs):
         # On one device: a singular value decomposition cannot be split.
-        first = [x.addressable_data(0) for x in self._gather(outputs)]
+        first = [x.addressable_data(0) for x in self._gather(outputs[:2])]
         terms = {name: values[name] for name in self.method.weights}
         terms = {name: x.addressable_data(0) for name, x in terms.items()}
         found = self._statistics(*first, terms)
