@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["adamw", "lars", "matrices", "warmup_cosine"]
+__all__ = ["adamw", "lars", "matrices", "rising", "sgd", "warmup_cosine"]
 
 
 def lars(
@@ -72,6 +72,38 @@ def adamw(
       -0.0500 -0.0000
     """
     return optax.adamw(learning_rate, weight_decay=weight_decay, mask=matrices)
+
+
+def sgd(
+    learning_rate: optax.ScalarOrSchedule, *, weight_decay: float, momentum: float = 0.9
+) -> optax.GradientTransformation:
+    """Returns PyTorch's SGD: weight decay of all tensors, momentum, learning rate.
+
+    Example:
+      >>> params, tx = jnp.ones(2), sgd(0.1, weight_decay=0.5)
+      >>> updates, state = tx.update(jnp.zeros(2), tx.init(params), params)
+      >>> print(updates)
+      [-0.05 -0.05]
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.trace(momentum),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def rising(start: float, steps: int) -> optax.Schedule:
+    """Returns a schedule from `start` at step 0 to 1 at step `steps`, along a cosine.
+
+    Source: arXiv:2006.07733, sec. 3.2, for the momentum of BYOL's target.
+
+    Example:
+      >>> share = rising(0.9, 10)
+      >>> print(*(f"{share(step):.3f}" for step in (0, 5, 10)))
+      0.900 0.950 1.000
+    """
+    falling = optax.cosine_decay_schedule(1 - start, steps)
+    return lambda step: 1 - falling(jnp.asarray(step, jnp.float32))
 
 
 def matrices(params: optax.Params) -> optax.Params:

@@ -199,7 +199,7 @@ def test_three_views_train_by_the_mean_over_pairs(name, tmp_path):
         assert line["loss"] == pytest.approx(total, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize("name", ["vicreg", "barlow_twins", "simclr"])
 def test_the_terms_are_those_of_the_loss_on_all_views(name):
     method = methods.METHODS[name](models.create("digits"), models.Expander((8, 8)))
     z = jax.random.normal(jax.random.key(0), (12, 3, 8))
@@ -224,8 +224,8 @@ def test_a_barlow_twins_run_is_judged_by_its_spread():
 
 
 def test_an_unknown_method_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no method 'byol'; there are vicreg, barlow"):
-        train.run(SMALL | dict(method="byol"), tmp_path / "run", source=images())
+    with pytest.raises(ValueError, match="no method 'moco'; there are vicreg, barlow"):
+        train.run(SMALL | dict(method="moco"), tmp_path / "run", source=images())
     assert not (tmp_path / "run").exists()
 
 

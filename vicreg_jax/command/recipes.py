@@ -117,6 +117,10 @@ def override(
       Refusal: the config has no such field, or its task does not read it, or the value
         is of another type.
     """
+    named = config.loss if isinstance(config, Config) else {}
+    if isinstance(config, Config):  # any method can be given these, too
+        zeros = dict.fromkeys(methods.REGULARIZERS, 0.0)
+        config = dataclasses.replace(config, loss={**named, **zeros, **named})
     known, everything = values(config), fields.flat(config)
     for name in given:
         fields.check_name(name, everything)
@@ -139,7 +143,11 @@ def override(
         parsed(words)
     except Exception as error:  # of the user's words; such as a KeyError of a group
         raise Refusal(one_line(error)) from error
-    return fields.build(type(config), flag.value)
+    found = fields.build(type(config), flag.value)
+    if isinstance(found, Config):
+        loss = {name: x for name, x in found.loss.items() if x or name in named}
+        found = dataclasses.replace(found, loss=loss)
+    return found
 
 
 def _module(path):

@@ -127,6 +127,10 @@ class Model:
     zero_init_residual: bool = True  # a residual block starts as the identity
     expander: Some[Positive[int]] = (8192, 8192, 8192)
     expander_bias: bool = False  # of the last layer; the loss does not see it
+    expander_norm: bool = True  # BatchNorm in its hidden layers, and the predictor's
+    embedding_norm: Literal["none", "batch", "l2"] = "none"  # at the expander's end
+    # Hidden widths between the embedding and its prediction; (): no predictor.
+    predictor: tuple[Positive[int], ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"  # computing; parameters: float32
 
     def spec(self) -> dict[str, Any]:
@@ -134,14 +138,23 @@ class Model:
         names = ("width", "stem", "zero_init_residual", "dtype")
         return {"name": self.encoder} | {name: getattr(self, name) for name in names}
 
+    def head(self) -> dict[str, Any]:
+        """Returns the arguments of `models.Expander` but its dtype."""
+        return dict(
+            widths=self.expander,
+            bias=self.expander_bias,
+            hidden_norm=self.expander_norm,
+            norm=self.embedding_norm,
+        )
+
 
 @dataclass(frozen=True)
 class Optimizer:
-    name: Literal["lars", "adamw"] = "lars"
+    name: Literal["lars", "adamw", "sgd"] = "lars"
     base_lr: Positive[float] = 0.2  # for a batch of 256
     weight_decay: NotNegative[float] = 1e-6
-    momentum: Annotated[NotNegative[float], below(1)] = 0.9  # lars, like the two below
-    trust_coefficient: Positive[float] = 1e-3
+    momentum: Annotated[NotNegative[float], below(1)] = 0.9  # lars, sgd
+    trust_coefficient: Positive[float] = 1e-3  # lars, like the one below
     clip: bool = False  # the trust ratio, as in the CIFAR recipes
     warmup_epochs: NotNegative[float] = 10.0
     warmup_start: NotNegative[float] = 0.0  # learning rate of the first step
@@ -194,9 +207,12 @@ class Config(Settings):
     task: Literal["pretrain", "prepare"] = "pretrain"
     seed: Seed = 0
     epochs: Positive[int] = 100
-    method: str = "vicreg"  # or barlow_twins
+    method: str = "vicreg"  # or barlow_twins, simclr, simsiam, byol
     # Term -> weight; a term that is left out has the weight that the method published.
+    # Any method takes variance and covariance, too, of the embeddings; left out: zero.
     loss: dict[str, NotNegative[float]] = field(default_factory=dict)
+    # Share of itself that a target (byol) keeps in a step; it rises to 1 by a cosine.
+    target_momentum: Probability[float] = 0.99
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)

@@ -5,6 +5,7 @@ under jit, on batches sharded over a mesh and, with `axis_name`, inside shard_ma
 """
 
 from vicreg_jax.losses._barlow_twins import BarlowTwinsTerms, barlow_twins
+from vicreg_jax.losses._directions import SimclrTerms, agreement, simclr, unit
 from vicreg_jax.losses._vicreg import (
     VicregTerms,
     covariance,
@@ -15,10 +16,14 @@ from vicreg_jax.losses._vicreg import (
 
 __all__ = [
     "BarlowTwinsTerms",
+    "SimclrTerms",
     "VicregTerms",
+    "agreement",
     "barlow_twins",
     "covariance",
     "invariance",
+    "simclr",
+    "unit",
     "variance",
     "vicreg",
 ]

@@ -13,14 +13,35 @@ A method of your own is a subclass of `Method`:
 """
 
 from vicreg_jax.methods.barlow_twins import BarlowTwins
+from vicreg_jax.methods.byol import Byol
 from vicreg_jax.methods.health import Verdict
-from vicreg_jax.methods.method import Method, Outputs
+from vicreg_jax.methods.method import REGULARIZERS, Method, Outputs
+from vicreg_jax.methods.simclr import Simclr
+from vicreg_jax.methods.simsiam import Simsiam
 from vicreg_jax.methods.vicreg import Vicreg
 from vicreg_jax.refusals import Refusal
 
-__all__ = ["METHODS", "BarlowTwins", "Method", "Outputs", "Verdict", "Vicreg", "named"]
+__all__ = [
+    "METHODS",
+    "REGULARIZERS",
+    "BarlowTwins",
+    "Byol",
+    "Method",
+    "Outputs",
+    "Simclr",
+    "Simsiam",
+    "Verdict",
+    "Vicreg",
+    "named",
+]
 
-METHODS: dict[str, type[Method]] = {"vicreg": Vicreg, "barlow_twins": BarlowTwins}
+METHODS: dict[str, type[Method]] = {
+    "vicreg": Vicreg,
+    "barlow_twins": BarlowTwins,
+    "simclr": Simclr,
+    "simsiam": Simsiam,
+    "byol": Byol,
+}
 
 
 def named(name: str) -> type[Method]:

@@ -71,6 +71,7 @@ def judge(
     share: float = 0.1,
     least: float = 0.0,
     cause: str = "look at the weights of the loss and the learning rate",
+    what: str = "mean embedding std",
 ) -> Verdict:
     """Returns whether the embeddings have collapsed or are on the way, and why.
 
@@ -85,10 +86,11 @@ def judge(
         they collapse.
       least: standard deviation below which they have collapsed whatever the start was.
       cause: the likely one, if they do.
+      what: is judged, under the name "embedding_std".
     """
     std, first = now["embedding_std"], start["embedding_std"]
     aim = "" if target is None else f", target {target:g}"
-    found = f"mean embedding std {std:.3g} (start {first:.3g}{aim})"
+    found = f"{what} {std:.3g} (start {first:.3g}{aim})"
     found += f", rank {now['embedding_rank']:.0f}"
     if std < max(share * min(first, target or math.inf), least):
         return Verdict(False, f"{found}: the embeddings collapse; {cause}")

@@ -1,21 +1,23 @@
 """The shape of a method: what a pretraining step needs to know of what it trains."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vicreg_jax import models
+from vicreg_jax import losses, models
 from vicreg_jax.methods import health
 from vicreg_jax.refusals import Refusal
 
-__all__ = ["Method", "Outputs"]
+__all__ = ["REGULARIZERS", "Method", "Outputs"]
 
 # What a step logs beside the terms.
 TAKEN = ("step", "loss", "grad_norm", "skipped_in_a_row", "skipped_steps")
+# Terms of the embeddings that every method can be given a weight for.
+REGULARIZERS = {"variance": losses.variance, "covariance": losses.covariance}
 
 
 class Outputs(NamedTuple):
@@ -23,12 +25,16 @@ class Outputs(NamedTuple):
 
     representations: jax.Array  # [n, v, f], of the encoder: what is used afterwards
     embeddings: jax.Array  # [n, v, d], of the expander: what a loss sees
+    predictions: jax.Array | None = None  # [n, v, d], of the predictor, if there is one
+    targets: jax.Array | None = None  # [n, v, d], of the target, if there is one
 
 
 class Method:
     """One encoder and one expander for all views; a subclass says what they minimize.
 
-    A subclass names its terms in `weights` and computes them in `loss`. It may also
+    A subclass names its terms in `weights` and computes them in `loss`. Given a weight,
+    "variance" and "covariance" of the embeddings are terms of any method, averaged and
+    added over the views as in `losses.vicreg`. It may also
     have a `title` for tables, and override how variables begin (`init`), what the views
     become (`forward`), what follows a step (`after_step`), and what is worth logging or
     a warning (`statistics`, `health`).
@@ -37,16 +43,20 @@ class Method:
       encoder: images [n, h, w, c] -> representations [n, f].
       expander: representations -> embeddings, like `models.Expander`.
       weights: of some terms, instead of the published ones.
+      predictor: embeddings -> predictions, for the methods that take one.
 
     Raises:
-      Refusal: a weight is negative or for a term that the method does not have, or all
-        of them are zero.
+      Refusal: a weight is negative or for a term that the method does not have, all of
+        them are zero, or the method takes no predictor.
     """
 
     # By default the name of the class.
     title: ClassVar[str]
     # Of the terms in the total, as published.
     weights: ClassVar[Mapping[str, float]] = {}
+    takes_predictor: ClassVar[bool] = False
+    # Step -> the share of itself that a target keeps; a run sets its schedule.
+    target_momentum: Callable[[jax.Array], Any] = staticmethod(lambda step: 0.99)
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -57,24 +67,35 @@ class Method:
         encoder: nn.Module,
         expander: nn.Module,
         weights: Mapping[str, float] | None = None,
+        *,
+        predictor: nn.Module | None = None,
     ):
+        if predictor is not None and not self.takes_predictor:
+            raise Refusal(
+                f"{type(self).__name__} takes no predictor; leave"
+                " config.model.predictor empty, or take vicreg, simsiam or byol"
+            )
         self.encoder = encoder
-        self.module = models.JointEmbedding(encoder, expander)
+        self.expander = expander
+        self.module = models.JointEmbedding(encoder, expander, predictor)
         self.weights = self.weighed(weights or {})
 
     @classmethod
     def weighed(cls, given: Mapping[str, float]) -> dict[str, float]:
         """Returns the weights of all terms: the given ones, else the published."""
-        unknown = [name for name in given if name not in cls.weights]
+        known = {**cls.weights, **dict.fromkeys(REGULARIZERS, 0.0)}
+        unknown = [name for name in given if name not in known]
         if unknown:
             raise Refusal(
                 f"config.loss.{unknown[0]} is not a term of {cls.__name__}; it has"
-                f" {', '.join(cls.weights) or 'none: name them in its `weights`'}"
+                f" {', '.join(known)}"
             )
         weights = {**cls.weights, **given}
         for name, weight in weights.items():
             if not 0 <= weight < math.inf:
                 raise Refusal(f"config.loss.{name} must be zero or more; got {weight}")
+        # A regularizer without a weight is as good as not named: it costs nothing.
+        weights = {k: x for k, x in weights.items() if x or k in cls.weights}
         if not any(weights.values()):
             raise Refusal(
                 f"config.loss: all weights of {cls.__name__} are zero"
@@ -144,10 +165,21 @@ class Method:
         """
         variables = {"params": params, **others}
         outputs, kept = self.forward(variables, views, key=key)
-        terms = self._checked(self.loss(outputs))
+        terms = self.terms(outputs)
         total = sum(self.weights[name] * terms[name] for name in self.weights)
         batch_stats = kept.get("batch_stats", others.get("batch_stats", {}))
         return total, (terms, outputs, batch_stats)
+
+    def terms(self, outputs: Outputs) -> dict[str, jax.Array]:
+        """Returns what `loss` does, and the regularizers that have a weight."""
+        terms = self._checked(self.loss(outputs))
+        views = self.views_of(outputs)
+        for name in self.weights:
+            if name not in terms:
+                factor = 2 if name == "covariance" else 1  # as in `losses.vicreg`
+                values = [REGULARIZERS[name](z) for z in views]
+                terms[name] = factor * sum(values) / len(values)
+        return terms
 
     def _checked(self, terms):
         name = type(self).__name__
@@ -156,7 +188,7 @@ class Method:
                 f"{name}.loss returns a {type(terms).__name__}; expected a dict of the"
                 f" terms {', '.join(self.weights)}"
             )
-        lacking = [term for term in self.weights if term not in terms]
+        lacking = [term for term in type(self).weights if term not in terms]
         taken = [term for term in terms if term in TAKEN]
         if lacking or taken:
             raise Refusal(
@@ -212,9 +244,13 @@ class Method:
           start, now: what was logged at the first step and now.
           weights: of the terms.
         """
-        del weights
-        return health.judge(start, now)
+        return health.judge(start, now, target=1.0 if weights.get("variance") else None)
 
-    def views_of(self, outputs: Outputs) -> list[jax.Array]:
-        """Returns the embeddings of each view, [n, d]."""
-        return list(jnp.unstack(outputs.embeddings, axis=1))
+    def views_of(self, outputs: Outputs, name: str = "embeddings") -> list[jax.Array]:
+        """Returns the embeddings of each view, or other outputs by name: [n, d]."""
+        return list(jnp.unstack(getattr(outputs, name), axis=1))
+
+    @property
+    def has_unit_length(self) -> bool:
+        """Whether the expander divides embeddings by their length."""
+        return getattr(self.expander, "norm", "none") == "l2"

@@ -1,5 +1,7 @@
 """VICReg: variance, invariance and covariance of the embeddings of views."""
 
+from itertools import permutations
+
 from vicreg_jax import losses
 from vicreg_jax.methods import health
 from vicreg_jax.methods.method import Method
@@ -10,14 +12,28 @@ __all__ = ["Vicreg"]
 class Vicreg(Method):
     """Pulls the views together, spreads every dimension, decorrelates them.
 
-    Source: arXiv:2105.04906, with the scaling of the terms that `losses.vicreg` states.
+    With a predictor the invariance is that of each prediction and the embedding of each
+    other view; the other two terms stay with the embeddings. Where embeddings are of
+    length 1 the standard deviation asked for is 1 / sqrt(d).
+
+    Source: arXiv:2105.04906, with the scaling of the terms that `losses.vicreg` states;
+    for the predictor its table 4, for the length its table 8.
     """
 
     title = "VICReg"
     weights = {"invariance": 25.0, "variance": 25.0, "covariance": 1.0}
+    takes_predictor = True
 
     def loss(self, outputs):
-        return vars(losses.vicreg(*self.views_of(outputs)))
+        z = self.views_of(outputs)
+        gamma = z[0].shape[1] ** -0.5 if self.has_unit_length else 1.0
+        terms = vars(losses.vicreg(*z, gamma=gamma))
+        if outputs.predictions is None:
+            return terms
+        p = self.views_of(outputs, "predictions")
+        pairs = list(permutations(range(len(z)), 2))
+        distance = sum(losses.invariance(p[i], z[j]) for i, j in pairs) / len(pairs)
+        return terms | {"invariance": distance}
 
     def statistics(self, representation, embedding, terms):
         if "covariance" not in terms:

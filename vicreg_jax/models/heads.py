@@ -1,6 +1,7 @@
 """What sits on top of an encoder: the expander, and both as one module."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -33,10 +34,14 @@ class Expander(nn.Module):
 
     Linear, BatchNorm, ReLU for each hidden layer; the last layer is linear, in the
     authors' code without bias. Source: arXiv:2105.04906, sec. 4.2.
+
+    A predictor is one, too: from embeddings to embeddings, with bias.
     """
 
     widths: Sequence[int] = (8192, 8192, 8192)
     bias: bool = False  # of the last layer
+    hidden_norm: bool = True  # BatchNorm in the hidden layers
+    norm: Literal["none", "batch", "l2"] = "none"  # of what comes out
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -46,16 +51,28 @@ class Expander(nn.Module):
         y = y.astype(self.dtype)
         for i, width in enumerate(self.widths[:-1]):
             y = linear(width, y.shape[-1], dtype=self.dtype, name=f"linear{i}")(y)
-            y = nn.relu(BatchNorm(name=f"bn{i}")(y, train=train, views=y.ndim == 3))
+            if self.hidden_norm:
+                y = BatchNorm(name=f"bn{i}")(y, train=train, views=y.ndim == 3)
+            y = nn.relu(y)
         last, width = f"linear{len(self.widths) - 1}", self.widths[-1]
         final = linear(
             width, y.shape[-1], use_bias=self.bias, dtype=self.dtype, name=last
         )
-        return final(y)
+        z = final(y)
+        if self.norm == "batch":
+            z = BatchNorm(name=f"bn{len(self.widths) - 1}")(
+                z, train=train, views=z.ndim == 3
+            )
+        if self.norm == "l2":
+            squares = jnp.sum(z.astype(jnp.float32) ** 2, axis=-1, keepdims=True)
+            z = z * jax.lax.rsqrt(jnp.maximum(squares, 1e-12)).astype(z.dtype)
+        return z
 
 
 class JointEmbedding(nn.Module):
     """An encoder and its expander: images [n, h, w, c] -> ([n, f], [n, d]).
+
+    With a predictor, what it makes of the embedding is a third: [n, d].
 
     The representation is what is used afterwards, the embedding what the loss sees.
     Views [n, v, h, w, c] become ([n, v, f], [n, v, d]), in one pass where the encoder
@@ -64,6 +81,7 @@ class JointEmbedding(nn.Module):
 
     encoder: nn.Module
     expander: nn.Module
+    predictor: nn.Module | None = None
 
     def __call__(self, images: jax.Array, *, train: bool):
         if images.ndim == 5 and not getattr(self.encoder, "takes_views", False):
@@ -72,4 +90,7 @@ class JointEmbedding(nn.Module):
             representation = jnp.stack(seen, axis=1)
         else:
             representation = self.encoder(images, train=train)
-        return representation, self.expander(representation, train=train)
+        embedding = self.expander(representation, train=train)
+        if self.predictor is None:
+            return representation, embedding
+        return representation, embedding, self.predictor(embedding, train=train)

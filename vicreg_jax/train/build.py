@@ -65,6 +65,10 @@ def optimizer(
     )
     if options.name == "adamw":
         return schedule, optim.adamw(schedule, weight_decay=options.weight_decay)
+    if options.name == "sgd":
+        return schedule, optim.sgd(
+            schedule, weight_decay=options.weight_decay, momentum=options.momentum
+        )
     return schedule, optim.lars(
         schedule,
         weight_decay=options.weight_decay,
@@ -94,12 +98,10 @@ def method(
             f"encoder={encoder!r} is no Linen module; give an object such as"
             " models.create('resnet18'), or a name as config.model.encoder"
         )
-    expander = models.Expander(
-        config.model.expander, bias=config.model.expander_bias, dtype=dtype
-    )
-    parts = encoder, expander, config.loss
+    parts = encoder, models.Expander(**config.model.head(), dtype=dtype), config.loss
+    options = {"predictor": _predictor(config)} if config.model.predictor else {}
     made = made or methods.named(config.method)
-    found = made(*parts) if _takes(made, parts) else None
+    found = made(*parts, **options) if _takes(made, parts, options) else None
     if not isinstance(found, Method):
         raise Refusal(
             f"method={made!r} makes no method; expected a subclass of methods.Method,"
@@ -109,9 +111,18 @@ def method(
     return found
 
 
-def _takes(function, arguments):
+def _predictor(config):
+    return models.Expander(
+        (*config.model.predictor, config.model.expander[-1]),
+        bias=True,
+        hidden_norm=config.model.expander_norm,
+        dtype=jnp.dtype(config.model.dtype),
+    )
+
+
+def _takes(function, arguments, options):
     try:
-        inspect.signature(function).bind(*arguments)
+        inspect.signature(function).bind(*arguments, **options)
     except TypeError:  # no function, or of other arguments
         return False
     return True

@@ -35,7 +35,7 @@ def explain(
         found = rows(value, view)
         if found:
             return f"layer {layer}, {found}"
-    terms = {name: float(x) for name, x in method.loss(outputs).items()}
+    terms = {name: float(x) for name, x in method.terms(outputs).items()}
     bad = [f"{name} ({value})" for name, value in terms.items() if not _good(value)]
     if bad:
         return f"term {_few(bad)} of the loss"

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import optax
 
-from vicreg_jax import devices, files, models
+from vicreg_jax import devices, files, models, optim
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.source import describe
@@ -122,6 +122,7 @@ class Pretraining(Job):
         self.total = config.epochs * self.epoch
         self._rows = sharding.rows(config.data.batch_size)
         self._make = self._batches.stream(self.plan, self._rows, stop=self.total)
+        self.method.target_momentum = optim.rising(config.target_momentum, self.total)
         self.log_steps = config.every.log_steps
         self.checkpoint_steps = config.every.checkpoint_epochs * self.epoch
         self.judge_steps = config.evaluate.knn_epochs * self.epoch
@@ -253,7 +254,7 @@ class Pretraining(Job):
 
     def measure(self, step, values, outputs):
         # On one device: a singular value decomposition cannot be split.
-        first = [x.addressable_data(0) for x in self._gather(outputs)]
+        first = [x.addressable_data(0) for x in self._gather(outputs[:2])]
         terms = {name: values[name] for name in self.method.weights}
         terms = {name: x.addressable_data(0) for name, x in terms.items()}
         found = self._statistics(*first, terms)

@@ -132,7 +132,12 @@ def expander_of(variables: Mapping[str, Any]) -> models.Expander:
     layers = [params.get(f"linear{i}", {}) for i in range(max(numbers, default=0) + 1)]
     # A layer that is missing counts as 1; `check` names it.
     shapes = [np.shape(layer.get("kernel", 0)) or (1,) for layer in layers]
-    return models.Expander(tuple(s[-1] for s in shapes), bias="bias" in layers[-1])
+    return models.Expander(
+        tuple(s[-1] for s in shapes),
+        bias="bias" in layers[-1],
+        hidden_norm="bn0" in params or len(layers) == 1,
+        norm="batch" if f"bn{len(layers) - 1}" in params else "none",
+    )
 
 
 def check(

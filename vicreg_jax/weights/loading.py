@@ -98,7 +98,7 @@ def _load_run(path, encoder, stem):
         except Refusal as error:
             raise Refusal(f"{path / 'config.json'}: {error}") from error
         _check_stem(encoder, stem, path)
-    expander = models.Expander(config.model.expander, bias=config.model.expander_bias)
+    expander = models.Expander(**config.model.head())
     like = contents.abstract(
         models.JointEmbedding(encoder, expander),
         size=config.data.image_size,
