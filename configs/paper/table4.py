@@ -7,7 +7,9 @@ The variant is a row, alone (none), or with +variance or +covariance (variance, 
 byol, simsiam, simsiam_plain (no BatchNorm), simsiam_bare (no predictor either),
 vicreg_predictor_plain, vicreg_predictor, vicreg, vicreg_plain.
 
-Cost: not measured here. Published: linear top-1 in docs/methods.md; not yet reproduced.
+Cost: not measured here.
+Result: published linear top-1 in docs/methods.md; not yet reproduced here.
+
 The paper gives weights of 1 and 0.01, and no widths of predictors: those here are of
 the methods' own papers. Its SimSiam keeps the rate of the predictor; ours all decay.
 """

@@ -98,7 +98,7 @@ BAD = [
     ),
     ("model.stem", "torch", "one of imagenet, cifar, solo_learn; got torch"),
     ("model.dtype", "float16", "must be one of float32, bfloat16; got float16"),
-    ("optimizer.name", "sgd", "must be one of lars, adamw; got sgd"),
+    ("optimizer.name", "adam", "must be one of lars, adamw, sgd; got adam"),
     # not positive, negative, not finite, no probability
     ("epochs", 0, "config.epochs must be positive; got 0"),
     ("every.log_steps", 0, "config.every.log_steps must be positive; got 0"),
