@@ -94,7 +94,7 @@ BAD = [
     (
         "data.name",
         "mnist",
-        "data.name must be one of folder, prepared, tfds, tfrecord, huggingface, arrays",
+        "data.name must be one of folder, prepared, tfds, tfrecord, huggingface",
     ),
     ("model.stem", "torch", "one of imagenet, cifar, solo_learn; got torch"),
     ("model.dtype", "float16", "must be one of float32, bfloat16; got float16"),
