@@ -97,3 +97,15 @@ def test_broken_images_are_listed_once_whatever_the_list_was_like(tmp_path):
     assert notes == [f"{said}; 3 damaged lines of it are dropped", said]
     workdirs.list_broken(SimpleNamespace(broken={}), tmp_path, notes.append)
     assert len(notes) == 2
+
+
+def test_what_a_killed_writer_has_left_is_removed_and_nothing_else(tmp_path):
+    deep = tmp_path / "features" / "train"
+    deep.mkdir(parents=True)
+    drafts = [tmp_path / ".result.json.123.tmp", deep / ".part-0.npz.9.tmp"]
+    own = [tmp_path / "notes.tmp", deep / ".hidden.tmp", tmp_path / ".x.12a.tmp"]
+    for path in drafts + own:
+        path.write_text("half")
+    with workdirs.held(tmp_path):
+        assert not any(path.exists() for path in drafts)
+    assert all(path.exists() for path in own)

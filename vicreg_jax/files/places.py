@@ -36,6 +36,7 @@ __all__ = [
     "read",
     "regular",
     "remove",
+    "remove_drafts",
     "staged",
     "upload",
     "write",
@@ -178,6 +179,19 @@ def write(path: str | os.PathLike, content: bytes | memoryview | str) -> None:
             with suppress(OSError):
                 draft.unlink()
             raise
+
+
+def remove_drafts(folder: Path | Place) -> None:
+    """Removes what `write` has left below a folder, killed, where it can.
+
+    Nobody else must be writing there.
+    """
+    if in_bucket(folder):  # which has none
+        return
+    for path in folder.rglob(".*.tmp"):
+        if re.fullmatch(r"\..+\.[0-9]+\.tmp", path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 @contextmanager

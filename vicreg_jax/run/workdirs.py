@@ -75,6 +75,7 @@ def held(workdir: str | os.PathLike) -> Iterator[Path]:
             if jax.process_index() == 0:
                 kind = Lease if files.in_bucket(workdir) else Lock
                 until.enter_context(kind(workdir))
+                files.remove_drafts(workdir)
         yield workdir
 
 
