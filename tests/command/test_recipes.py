@@ -214,6 +214,8 @@ def test_weights_are_those_of_the_method_unless_they_are_given():
     other = recipes.read("digits", changes={"method": "barlow_twins"}).config
     assert set(other.loss) == {"on_diagonal", "off_diagonal"}
     assert recipes.read("cifar10_sololearn").config.loss["variance"] == 50
+    with pytest.raises(Refusal, match=r"has weights for vicreg \(variance 50\)"):
+        recipes.read("cifar10_sololearn", changes={"method": "barlow_twins"})
     with pytest.raises(Refusal, match="config.loss.invariance is not a term of"):
         changes = {"method": "barlow_twins", "loss": {"invariance": 1.0}}
         recipes.read("digits", changes=changes)

@@ -91,6 +91,13 @@ def read(text: str, *, changes: Mapping[str, Any] | None = None) -> Recipe:
     config = fields.build(kind, given | dict(changes or {}))
     if kind is Evaluation:
         return Recipe(path.stem, module.__doc__ or "", config)
+    own = given.get("method", Config.method)
+    if config.method != own and given.get("loss") and "loss" not in (changes or {}):
+        raise Refusal(
+            f"--config.method={config.method}: the recipe {text} has weights for {own}"
+            f" ({', '.join(f'{k} {x:g}' for k, x in given['loss'].items())}); write one"
+            " of your own with those that you want"
+        )
     weights = methods.named(config.method).weighed(config.loss)
     config = dataclasses.replace(config, loss=weights)
     return Recipe(path.stem, module.__doc__ or "", config)
