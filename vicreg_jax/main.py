@@ -1,6 +1,5 @@
 """The command line: flags in, task out; a refusal is one line."""
 
-import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from vicreg_jax import devices
-from vicreg_jax.command import recipes, tasks, usage
+from vicreg_jax.command import recipes, standard_streams, tasks, usage
 from vicreg_jax.devices import distributed, processes
 from vicreg_jax.refusals import Refusal, one_line
 
@@ -62,8 +61,7 @@ def run(recipe: recipes.Recipe) -> None:
 
 def console() -> None:
     """Runs the program; a refusal is one line on standard error and exit status 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # ASCII has no ±
+    standard_streams.keep()
     try:
         words = usage.sort(sys.argv[1:])
         asked = {"--help", "-help", "-h"} & set(words.rest)
