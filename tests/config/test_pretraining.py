@@ -124,8 +124,13 @@ BAD = [
     ("augment.crop_scale", [0.9, 0.1], "is a pair (least, most); got (0.9, 0.1)"),
     ("augment.crop_ratio", [1.0], "is a pair (least, most); got (1.0,)"),
     ("augment.crop_ratio", [-1.0, 1.0], "must be two positive numbers"),
-    ("data.mean", [0.5], "have one number per channel, 1 or 3; got 1 and 3"),
-    ("data", dict(mean=[0, 0], std=[1, 1]), "channel, 1 or 3; got 2 and 2"),
+    ("data.mean", [0.5], "have one number per channel, 1 to 16; got 1 and 3"),
+    ("data", dict(mean=[0] * 17, std=[1] * 17), "1 to 16; got 17 and 17"),
+    (
+        "data",
+        dict(mean=[0, 0], std=[1, 1]),
+        "augment.saturation and hue and grey need RGB, and config.data.mean has 2 ch",
+    ),
     # what does not go together
     ("model.expander", [], "config.model.expander needs one value or more; got ()"),
     ("optimizer.warmup_epochs", 100, "(100) must be less than config.epochs (100)"),

@@ -108,14 +108,17 @@ BAD_ARRAYS = {
     "height 0": (dict(images=IMAGES[:, :0]), r"got uint8 \(5, 0, 6, 3\)"),
     "width 0": (dict(images=IMAGES[:, :, :0]), r"got uint8 \(5, 4, 0, 3\)"),
     "grey of height 0": (dict(images=IMAGES[:, :0, :, 0]), r"uint8 \(5, 0, 6, 1\)"),
-    "no channel": (dict(images=IMAGES[..., :0]), r"1 or 3\]; got uint8 \(5, 4, 6, 0\)"),
+    "no channel": (
+        dict(images=IMAGES[..., :0]),
+        r"1 to 16\]; got uint8 \(5, 4, 6, 0\)",
+    ),
     "test images of height 0": (
         dict(images=IMAGES, test_images=IMAGES[:, :0]),
         r"got uint8 \(5, 0, 6, 3\)",
     ),
-    "two channels": (
-        dict(images=IMAGES[..., :2]),
-        r"1 or 3\]; got uint8 \(5, 4, 6, 2\)",
+    "17 channels": (
+        dict(images=np.zeros((5, 4, 6, 17), np.uint8)),
+        r"1 to 16\]; got uint8 \(5, 4, 6, 17\)",
     ),
     "one image": (dict(images=IMAGES[0, :, 0]), r"got uint8 \(4, 3\)"),
     "labels too few": (

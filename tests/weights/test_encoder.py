@@ -39,8 +39,14 @@ FLAT = Encoder(Flatten(), {}, mean=MEAN, std=STD)
 
 @pytest.mark.parametrize(
     "images",
-    [IMAGES, jnp.asarray(IMAGES), IMAGES / 255, np.float32(IMAGES / 255)],
-    ids=["uint8", "jax", "float64", "float32"],
+    [
+        IMAGES,
+        jnp.asarray(IMAGES),
+        IMAGES.astype(np.uint16) * 257,  # 65535 is 255 of them
+        IMAGES / 255,
+        np.float32(IMAGES / 255),
+    ],
+    ids=["uint8", "jax", "uint16", "float64", "float32"],
 )
 def test_images_are_normalized_as_the_encoder_wants_them(images):
     want = ((IMAGES / 255 - MEAN) / STD).reshape(5, -1)
@@ -90,8 +96,8 @@ def test_it_is_compiled_once_and_may_be_called_within_a_jit(monkeypatch):
         (IMAGES[0], r"expected images \[n, h, w, 3\]; got \[8, 8, 3\]"),
         (IMAGES.transpose(0, 3, 1, 2), r"\[n, h, w, 3\]; got \[5, 3, 8, 8\]"),
         (IMAGES[..., :1], r"\[n, h, w, 3\]; got \[5, 8, 8, 1\]"),
-        (IMAGES.astype(np.int32), r"uint8, or floats in \[0, 1\]; got int32"),
-        (IMAGES > 9, r"uint8, or floats in \[0, 1\]; got bool"),
+        (IMAGES.astype(np.int32), r"uint16, or floats in \[0, 1\]; got int32"),
+        (IMAGES > 9, r"uint16, or floats in \[0, 1\]; got bool"),
         (IMAGES.astype(np.float32), r"in \[0, 1\]; got 0 to 255; give uint8"),
         ((IMAGES / 255 - MEAN) / STD, r"in \[0, 1\]; got -2.5 to .*normalized images"),
         (np.full((1, 8, 8, 3), np.nan), r"in \[0, 1\]; got nan to nan"),

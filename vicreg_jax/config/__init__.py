@@ -2,6 +2,7 @@
 
 from vicreg_jax.config.evaluation import Evaluation
 from vicreg_jax.config.pretraining import (
+    MOST_CHANNELS,
     NEEDS_PATH,
     Augment,
     Config,
@@ -18,6 +19,7 @@ from vicreg_jax.config.pretraining import (
 )
 
 __all__ = [
+    "MOST_CHANNELS",
     "NEEDS_PATH",
     "Augment",
     "Config",

@@ -26,6 +26,7 @@ from vicreg_jax.config.fields import (
 )
 
 __all__ = [
+    "MOST_CHANNELS",
     "NEEDS_PATH",
     "Augment",
     "Config",
@@ -57,6 +58,7 @@ Sigma = Annotated[
 ]
 Stem = Literal["imagenet", "cifar", "solo_learn"]
 Interpolation = Literal["bicubic", "bilinear"]
+MOST_CHANNELS = 16  # of an image
 NEEDS_PATH = {
     "folder": "the folder of images",
     "prepared": "the folder that the task prepare wrote",
@@ -117,6 +119,11 @@ class Augment(Crop):
     sigma: Pair[Sigma] = (0.1, 2.0)  # of the blur, in pixels of the view
     solarize: tuple[Probability[float], ...] = (0.0, 0.2)  # of the views, in turn
     colour: Literal["device", "host"] = "device"  # for all but cropping; host: of files
+
+    def of_rgb(self) -> list[str]:
+        """Returns the fields, not 0, of what is done to RGB alone (grey stays grey)."""
+        jittered = ("saturation", "hue") if self.jitter else ()
+        return [name for name in (*jittered, "grey") if getattr(self, name)]
 
 
 @dataclass(frozen=True)
@@ -248,10 +255,16 @@ class Config(Settings):
                     f" ({data.views}); got {found}"
                 )
         channels = len(data.mean)
-        if channels not in (1, 3) or channels != len(data.std):
+        if not 1 <= channels <= MOST_CHANNELS or channels != len(data.std):
             yield (
-                "config.data.mean and config.data.std have one number per channel, 1 or"
-                f" 3; got {channels} and {len(data.std)}"
+                "config.data.mean and config.data.std have one number per channel, 1 to"
+                f" {MOST_CHANNELS}; got {channels} and {len(data.std)}"
+            )
+        elif channels not in (1, 3) and (coloured := self.augment.of_rgb()):
+            zero = " ".join(f"--config.augment.{x}=0" for x in coloured)
+            yield (
+                f"config.augment.{' and '.join(coloured)} need RGB, and config.data"
+                f".mean has {channels} channels; add {zero}"
             )
         if self.model.expander[-1] < 2:
             yield (

@@ -21,7 +21,7 @@ from vicreg_jax import files
 from vicreg_jax.config import Config, Guard
 from vicreg_jax.data.augment import draw, on_host
 from vicreg_jax.data.labels import Labels
-from vicreg_jax.data.source import How, digest_of_labels
+from vicreg_jax.data.source import How, check_channels, digest_of_labels
 from vicreg_jax.refusals import Refusal, Unusable, require
 
 __all__ = [
@@ -142,6 +142,7 @@ class ImageFiles:
                 " augment.rotation or augment.shear turns it; set data.resize=host"
             )
         size, channels = data.image_size, len(data.mean)
+        check_channels(self, channels)
         if finished:
             return How("finished", size, channels)
         free = accelerator and not turned and data.resize == "auto"

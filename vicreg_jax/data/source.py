@@ -14,6 +14,7 @@ from vicreg_jax.refusals import Refusal, one_line
 
 __all__ = [
     "IN_MEMORY",
+    "PIXELS",
     "Arrays",
     "How",
     "Source",
@@ -25,6 +26,7 @@ __all__ = [
     "digest_of_labels",
 ]
 
+PIXELS = ("uint8", "uint16")  # from 0 to the largest of the type, which is 1
 IN_MEMORY = 2**30  # bytes of images that are decoded once, and held by every device
 
 
@@ -47,7 +49,7 @@ class Source(Protocol):
     labels: Any  # int [n], where there are any, see `labels`; indexed by int arrays
     classes: Sequence[str]  # names of the labels, perhaps none
     names: Sequence[str] | None  # of the files; None where images have none
-    array: np.ndarray | None  # uint8 [n, h, w, c], where all images are one array
+    array: np.ndarray | None  # [n, h, w, c] of PIXELS, where all images are one array
     read: Callable[[int], bytes] | None  # index -> an image's file; None: has no files
     channels: int | None  # None where images become what is asked for
     in_order: bool  # whether they come one after the other alone: see `streams`
@@ -97,7 +99,7 @@ class Source(Protocol):
     def centres(
         self, indices: np.ndarray, *, size: int, shorter: int, channels: int
     ) -> np.ndarray:
-        """Returns images as an evaluation sees them, uint8 [b, h, w, c].
+        """Returns images as an evaluation sees them, [b, h, w, c] of PIXELS.
 
         Args:
           size, shorter: of images of any size, the side of the centre that is cut out
@@ -119,8 +121,8 @@ class Arrays:
     """Images of one size, whose pixels are there for the asking: a `Source`.
 
     Args:
-      images: a NumPy array or memory map, uint8 [n, h, w, c]; or anything with a length
-        that an integer array indexes: images[indices] -> uint8 [b, h, w, c].
+      images: a NumPy array or memory map, uint8 or uint16 [n, h, w, c]; or anything
+        with a length that an integer array indexes: images[indices] -> [b, h, w, c].
       labels: int [n], -1 for an image without one; or None.
       classes: names of the labels.
 
@@ -140,7 +142,7 @@ class Arrays:
     ):
         self._images, self.classes = images, classes
         self.array = images if isinstance(images, np.ndarray) else None
-        self.shape = _checked_shape(images)
+        self.dtype, self.shape = _checked_kind(images)
         self.channels = self.shape[-1]
         self.labels = None
         if labels is not None:
@@ -168,8 +170,8 @@ class Arrays:
         channels = len(config.data.mean)
         if self.channels != channels:
             raise Refusal(
-                f"expected images of uint8 [n, h, w, {channels}], as config.data.mean"
-                f" has {channels} channel(s); got uint8 {self.shape}"
+                f"expected images [n, h, w, {channels}], as config.data.mean has"
+                f" {channels} channel(s); got {self.dtype} {self.shape}"
             )
 
     def how(self, config: Config, *, accelerator: bool) -> How:
@@ -220,6 +222,11 @@ def as_source(given: Any) -> Source:
 
 def check_channels(source: Source, channels: int) -> None:
     """Raises Refusal where an encoder of so many channels cannot see the images."""
+    if source.channels is None and channels not in (1, 3):
+        raise Refusal(
+            f"image files are read as RGB or grey; {channels} channels, one for each"
+            " number of data.mean, need arrays (data.name=arrays, or source=)"
+        )
     if source.channels not in (None, channels):
         raise Refusal(
             f"the encoder takes images of {channels} channel(s); those of the data"
@@ -251,12 +258,12 @@ def count_classes(source: Source) -> int:
     return len(source.classes) or int(np.asarray(source.labels).max()) + 1
 
 
-def _checked_shape(images):
-    """Returns (n, h, w, c) of what gives uint8 [b, h, w, c] for indices [b]."""
+def _checked_kind(images):
+    """Returns dtype and (n, h, w, c) of what gives [b, h, w, c] for indices [b]."""
     kind = type(images).__name__
     expected = (
-        "expected images of uint8 [n, h, w, c]: a NumPy array, or what has a length and"
-        " is indexed by an array of integers"
+        "expected images of uint8 or uint16 [n, h, w, c]: a NumPy array, or what has a"
+        " length and is indexed by an array of integers"
     )
     try:
         count = len(images)
@@ -266,6 +273,6 @@ def _checked_shape(images):
         dtype, shape = sample.dtype, (count, *sample.shape[1:])
     except (TypeError, AttributeError, KeyError) as error:
         raise Refusal(f"{expected}; got a {kind}: {one_line(error)}") from error
-    if len(shape) != 4 or dtype != np.uint8 or 0 in shape:
+    if len(shape) != 4 or dtype not in PIXELS or 0 in shape:
         raise Refusal(f"{expected}; got {dtype} {shape}")
-    return shape
+    return dtype, shape

@@ -64,10 +64,16 @@ def of_run(run: Path) -> Gallery:
     seen = np.asarray(pairs.render(pairs.resident(), batch)) * data.std + data.mean
     return Gallery(
         features=encode(encoder, images, rows=rows),
-        thumbnails=images.centres(
-            rows, size=SIDE, shorter=SIDE, channels=len(data.mean)
+        thumbnails=_shown(
+            images.centres(rows, size=SIDE, shorter=SIDE, channels=len(data.mean))
         ),
         labels=labels if labelled else None,
         classes=images.classes,
-        views=np.round(255 * seen.clip(0, 1)).astype(np.uint8),
+        views=_shown(np.round(255 * seen.clip(0, 1)).astype(np.uint8)),
     )
+
+
+def _shown(images):
+    """Returns images as a page can show them: 8 bits, the first channels as RGB."""
+    images = (images >> 8).astype(np.uint8) if images.dtype == np.uint16 else images
+    return images[..., : 3 if images.shape[-1] >= 3 else 1]

@@ -184,7 +184,9 @@ def _draw(labels, n, seed, number):
 
 
 def _flat(images):
-    return images.reshape(len(images), -1).astype(np.float32) / 255
+    return (
+        images.reshape(len(images), -1).astype(np.float32) / np.iinfo(images.dtype).max
+    )
 
 
 def _whitened(train, test):

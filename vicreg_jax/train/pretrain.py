@@ -62,8 +62,8 @@ def run(
       source: instead of config.data.name, training images: a `data.source.Source`,
         such as `Arrays(images, labels)` with labels for what watches the run, or
         anything with a length that an integer array indexes, `source[indices]` ->
-        uint8 [b, h, w, c]; or what gives images or views one after the other, such as
-        a tf.data.Dataset: see `data.streams.Stream`.
+        uint8 or uint16 [b, h, w, c]; or what gives images or views one after the
+        other, such as a tf.data.Dataset: see `data.streams.Stream`.
       tx: instead of config.optimizer, any optax transformation.
 
     Raises:

@@ -84,8 +84,8 @@ class Encoder:
         """Returns the representations of images, float32 [n, f], in inference mode.
 
         Args:
-          images: uint8 [n, h, w, c], or floats in [0, 1]. They are normalized here and
-            seen as they are: not resized, not cropped.
+          images: uint8 or uint16 [n, h, w, c], or floats in [0, 1]. They are
+            normalized here and seen as they are: not resized, not cropped.
 
         Raises:
           Refusal: arrays of another shape, type or range, such as normalized ones.
@@ -97,9 +97,12 @@ class Encoder:
             raise Refusal(
                 f"expected images [n, h, w, {self.channels}]; got {list(shape)}"
             )
-        if dtype != np.uint8 and not jnp.issubdtype(dtype, jnp.floating):
-            raise Refusal(f"expected images of uint8, or floats in [0, 1]; got {dtype}")
-        known = dtype != np.uint8 and not isinstance(images, jax.core.Tracer)
+        whole = dtype in ("uint8", "uint16")
+        if not whole and not jnp.issubdtype(dtype, jnp.floating):
+            raise Refusal(
+                f"expected images of uint8, uint16, or floats in [0, 1]; got {dtype}"
+            )
+        known = not whole and not isinstance(images, jax.core.Tracer)
         if known and images.size:
             low, high = float(images.min()), float(images.max())
             if not (-SLACK <= low and high <= 1 + SLACK):
@@ -118,7 +121,8 @@ class Encoder:
         @jax.jit
         def represent(variables, images):
             x = images.astype(jnp.float32)
-            x = x / 255 if images.dtype == jnp.uint8 else x
+            if jnp.issubdtype(images.dtype, jnp.integer):
+                x = x / jnp.iinfo(images.dtype).max
             mean, std = jnp.asarray([self.mean, self.std], x.dtype)[:, None, None, None]
             y = self.module.apply(variables, (x - mean) / std, train=False)
             return y.astype(jnp.float32)

@@ -1,7 +1,8 @@
 """Augmentation parameters to pixels: batched, jitted with the train step.
 
-Images are float32 in [0, 1], [n, h, w, c] with one or three channels; parameters are
-arrays [n]. Every operation clips its result to [0, 1], as 8-bit images do.
+Images are float32 in [0, 1], [n, h, w, c]; parameters are arrays [n]. Only RGB has
+hue, saturation and grey: other images stay as they are there. Every operation clips its
+result to [0, 1], as 8-bit images do.
 """
 
 import jax
@@ -44,7 +45,7 @@ def render(
     """Returns one view of each whole image: float32 [n, size, size, c] in [0, 1].
 
     Args:
-      images: uint8 [n, h, w, c].
+      images: uint8 or uint16 [n, h, w, c].
       view: the parameters of this view, arrays [n], drawn by the policy.
       policy: what it never does is not compiled.
       in_turn: see `recolour`.
@@ -125,8 +126,8 @@ def _jitter_one(image, view):
 
 
 def as_float(images: jax.Array) -> jax.Array:
-    """Returns uint8 images as float32 in [0, 1]."""
-    return images.astype(jnp.float32) / 255
+    """Returns images of uint8 or uint16 as float32, 1 being the largest of the type."""
+    return images.astype(jnp.float32) / jnp.iinfo(images.dtype).max
 
 
 def normalize(images: jax.Array, *, mean, std) -> jax.Array:
@@ -200,7 +201,10 @@ def brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Returns the images blended with their mean grey: factor 0 leaves only that."""
+    """Returns the images blended with their mean grey: factor 0 leaves only that.
+
+    Where they are not RGB it is the mean of each channel.
+    """
     return _blend(images, _mean_luma(images), factor)
 
 
@@ -216,7 +220,7 @@ def hue(images: jax.Array, shift: jax.Array) -> jax.Array:
     operation), and with hue and saturation cut to 8 bits as Pillow does, which moves
     pixels by more than a level. Grey images and a shift of 0 leave all as it is.
     """
-    if images.shape[-1] == 1:
+    if images.shape[-1] != 3:
         return images
     r, g, b = (images[..., i] for i in range(3))
     most = jnp.max(images, axis=-1)
@@ -281,8 +285,8 @@ def solarize(images: jax.Array, flags: jax.Array) -> jax.Array:
 
 
 def luma(images: jax.Array) -> jax.Array:
-    """Returns the brightness [n, h, w, 1] of RGB by ITU-R 601, of grey the image."""
-    if images.shape[-1] == 1:
+    """Returns the brightness [n, h, w, 1] of RGB by ITU-R 601, of others the image."""
+    if images.shape[-1] != 3:
         return images
     weights = jnp.asarray([0.299, 0.587, 0.114], jnp.float32)
     return jnp.einsum("nhwc,c->nhw", images, weights, precision=HIGHEST)[..., None]
@@ -320,7 +324,7 @@ def _blend(images, other, factor):
 
 
 def _mean_luma(images):
-    return jnp.mean(luma(images), axis=(1, 2, 3), keepdims=True)
+    return jnp.mean(luma(images), axis=(1, 2), keepdims=True)
 
 
 def _each(x):

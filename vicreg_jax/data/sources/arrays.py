@@ -1,6 +1,7 @@
 """Arrays of an .npz file as sources; it runs no code that such a file may hold."""
 
 from vicreg_jax import files
+from vicreg_jax.config import MOST_CHANNELS
 from vicreg_jax.data.source import Arrays, Splits
 from vicreg_jax.refusals import NotFound, Refusal
 
@@ -10,8 +11,8 @@ __all__ = ["open_arrays"]
 def open_arrays(path: str) -> Splits:
     """Returns the arrays of an .npz file.
 
-    The file holds `images`, uint8 [n, h, w] or [n, h, w, c], optionally `labels`, int
-    [n], and optionally `test_images` and `test_labels`.
+    The file holds `images`, uint8 or uint16 [n, h, w] or [n, h, w, c], optionally
+    `labels`, int [n], and optionally `test_images` and `test_labels`.
 
     Raises:
       NotFound: there is no such file.
@@ -35,9 +36,10 @@ def open_arrays(path: str) -> Splits:
 
 def _arrays(path, images, labels):
     images = images[..., None] if images.ndim == 3 else images
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+    if images.ndim != 4 or not 1 <= images.shape[-1] <= MOST_CHANNELS:
         raise Refusal(
-            f"{path}: expected images of uint8 [n, h, w] or [n, h, w, 1 or 3]; got"
+            f"{path}: expected images of uint8 or uint16 [n, h, w] or [n, h, w, 1 to"
+            f" {MOST_CHANNELS}]; got"
             f" {images.dtype} {images.shape}"
         )
     try:
