@@ -63,7 +63,7 @@ class Forks:
         return started
 
 
-def finish(running, timeout=300):
+def finish(running, timeout=1500):
     """Returns exit statuses and what was said; leaves no process behind."""
     try:
         for process in running:

@@ -29,7 +29,7 @@ def environment(**changes):
     return kept | {"JAX_PLATFORMS": "cpu"} | changes
 
 
-def main(*flags, cwd=None, timeout=300, **env):
+def main(*flags, cwd=None, timeout=1500, **env):
     return subprocess.run(
         [sys.executable, "-m", "vicreg_jax.main", *flags],
         cwd=cwd,
@@ -73,7 +73,7 @@ def start_processes(
     ]
 
 
-def finish(running, timeout=300):
+def finish(running, timeout=1500):
     """Returns exit statuses and what was said; leaves no process behind."""
     try:
         said = [process.communicate(timeout=timeout)[1] for process in running]
@@ -87,7 +87,7 @@ def finish(running, timeout=300):
 def reached(workdir, running, target):
     """Waits until the record has a step; returns whether it has, with all alive."""
     begin = time.monotonic()
-    while time.monotonic() < begin + 240:
+    while time.monotonic() < begin + 1500:
         if any(process.poll() is not None for process in running):
             return False
         path = workdir / "metrics.jsonl"

@@ -292,7 +292,7 @@ def a_torch_file(folder, **options):
 
 
 def read_torch(folder):
-    found = loading._read(folder / "a.pth")
+    found = loading._read(folder / "a.pth", folder / "a.pth")
     return {name: zlib.crc32(np.ascontiguousarray(x)) for name, x in found.items()}
 
 

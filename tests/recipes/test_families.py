@@ -62,7 +62,7 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     )
     # optax's AdamW raises a float to an integer power.
     with jax.numpy_dtype_promotion("standard" if "digits" in name else "strict"):
-        new, metrics, (y, z) = jax.eval_shape(step, state, batch)
+        new, metrics, (y, z, *_) = jax.eval_shape(step, state, batch)
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(new.params))
     assert z.shape == (b, config.model.expander[-1]) and y.shape[0] == b

@@ -71,7 +71,7 @@ def test_a_step_is_the_gradient_of_the_weighted_terms_of_two_passes():
     params = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
     mesh = sharding.data_mesh(jax.devices()[:1])
     step = train.make_train_step(method, tx, mesh=mesh)
-    new, metrics, (_, embedding) = step(
+    new, metrics, (_, embedding, *_) = step(
         jax.device_put(state, sharding.whole(mesh)), jnp.stack(views, axis=1)
     )
     # jit fuses and so rounds differently; a step moves parameters by 1e-2.

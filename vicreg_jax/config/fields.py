@@ -231,7 +231,9 @@ def _converted(wanted, value, name):
         kind = type(typing.get_args(kind)[0]) if typing.get_args(kind) else kind
         expected = f"tuple of {kind.__name__}"
     elif kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < LARGEST else math.copysign(math.inf, value)
+        if abs(value) < LARGEST:
+            return float(value)
+        return math.inf if value > 0 else -math.inf
     elif isinstance(value, bool) == (kind is bool) and isinstance(value, kind):
         if kind is int and abs(value) >= LARGEST:
             raise Refusal(f"config.{name} must be between -{LARGEST} and {LARGEST}")
