@@ -205,7 +205,7 @@ def refusal(done):
             (DIGITS, "--config.epochs=5"),
             "(9) must be less than config.epochs (5); add --config.optimizer.warmup_ep",
         ),
-        ((DIGITS, "--config.method=byol"), "no method 'byol'; there are vicreg, barl"),
+        ((DIGITS, "--config.method=moco"), "no method 'moco'; there are vicreg, barl"),
         ((DIGITS, "--wrkdir=x"), "Did you mean: workdir"),
         ((DIGITS, "--config.data.batch_size=1440"), "has 1437 examples, fewer than"),
         (
