@@ -329,7 +329,7 @@ def test_optax_transformations_with_keys_or_values_work(tmp_path):
         ),
         (
             dict(data=dict(batch_size=16, image_size=8)),
-            r"uint8 \[n, h, w, 3\].*got uint8 \(64, 8, 8, 1\)",
+            r"images \[n, h, w, 3\].*got uint8 \(64, 8, 8, 1\)",
         ),
         (
             dict(model=dict(encoder="vgg")),
