@@ -183,8 +183,9 @@ def test_labels_cost_two_requests(stored):
 def test_costs_of_tfrecords(large):
     sources = []
     requests, sent = cost(large, "start", lambda: sources.append(load("tfrecord")))
-    # The list; of each file 20 records, two at its end and its last byte; a record.
-    assert requests == 1 + 2 * (20 + 2 + 1) + 1
+    # The list; of each file its version, 20 records, two at its end and its last
+    # byte; a record.
+    assert requests == 1 + 2 * (1 + 20 + 2 + 1) + 1
     images, files = sources[0].train, ("a b/train-0", "a b/train-1")
     first = len(example(images.read(0), 0))
     assert sent - first - 2 * 20 * 12 < 300

@@ -11,7 +11,7 @@ from vicreg_jax import config as configs
 from vicreg_jax import train
 from vicreg_jax.data import batches, plan
 from vicreg_jax.data.augment import draw
-from vicreg_jax.data.source import How
+from vicreg_jax.data.source import Arrays, How
 from vicreg_jax.data.streams import Stream, is_stream
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.train import build
@@ -183,3 +183,99 @@ def test_an_iterator_that_ends_or_changes_is_one_line(tmp_path):
     take(source, 1)
     with pytest.raises(Refusal, match="at image 32 and cannot go back to 0"):
         take(source, 0)
+
+
+class Counted:
+    """An iterator over batches of seven with a state, that counts what it reads."""
+
+    def __init__(self, kind, read):
+        self._at, self._kind, self._read = 0, kind, read
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self._at == 9:
+            raise StopIteration
+        self._at += 1
+        self._read.append(self._at)
+        return PIXELS[7 * self._at - 7 : 7 * self._at]
+
+    def get_state(self):
+        return b"%d" % self._at if self._kind == "bytes" else {"at": self._at}
+
+    def set_state(self, state):
+        self._at = int(state) if self._kind == "bytes" else state["at"]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "dict"])
+@pytest.mark.parametrize("stop", [2, 3, 5])  # in an element, over the end, of epoch 2
+def test_an_iterator_with_a_state_of_its_own_goes_on_without_reading(
+    kind, stop, tmp_path
+):
+    read = []
+    first = Stream(lambda: Counted(kind, read), examples=60, folder=tmp_path)
+    for step in range(stop + 2):  # two are made ahead
+        take(first, step)
+    first.keep(16 * stop)
+    want = take(first, stop)[0]
+    del read[:]
+    again = Stream(lambda: Counted(kind, read), examples=60, folder=tmp_path)
+    np.testing.assert_array_equal(take(again, stop)[0], want)
+    assert len(read) <= 1 + 4  # the first, and what 16 rows lie in
+    twice = np.concatenate([PIXELS] * 3)[16 * stop :]
+    np.testing.assert_array_equal(want, twice[:16])
+    np.testing.assert_array_equal(take(again, stop + 1)[0], twice[16:32])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "foreign", "gone", "refused"])
+def test_a_state_that_is_damaged_or_refused_costs_time_alone(damage, tmp_path):
+    first = Stream(lambda: Counted("dict", []), examples=60, folder=tmp_path)
+    take(first, 2)
+    first.keep(48)
+    path = tmp_path / "stream_0.json"
+    held = path.read_text()
+    damaged = {
+        "cut": held[:-9],
+        "flip": held.replace('"at": ', '"at": 1'),
+        "foreign": '{"states": {"48": {"x": 1}, "y": 2}}',
+        "gone": "",
+        "refused": held,
+    }
+    path.write_text(damaged[damage])
+
+    class Refuses(Counted):
+        def set_state(self, state):
+            raise KeyError("another data set")
+
+    made = Refuses if damage == "refused" else Counted
+    again = Stream(lambda: made("dict", []), examples=60, folder=tmp_path)
+    want = np.concatenate([PIXELS, PIXELS])[48:64]
+    np.testing.assert_array_equal(take(again, 3)[0], want)
+
+
+def test_a_run_goes_on_by_the_state_of_its_iterator(tmp_path):
+    read = []
+    whole = run(tmp_path / "whole", lambda: Counted("dict", read), examples=60)
+    assert int(whole.state.step) == 6
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "6")
+    del read[:]
+    run(tmp_path / "again", lambda: Counted("dict", read), examples=60)
+    assert checkpoint_hash(tmp_path / "again") == checkpoint_hash(tmp_path / "whole")
+    assert read[0] == 1 and read[1] == 7  # the first to see what it is; from row 48 on
+
+
+def test_streams_of_16_bits_train_as_arrays_of_them(mesh):
+    deep = np.random.default_rng(0).integers(0, 65536, (60, 8, 8, 1), np.uint16)
+    given = SMALL["data"] | dict(examples=60)
+    config = configs.parse(SMALL | dict(data=given))
+    source = build.images(config, Again(parts(deep, 7)))
+    made = batches.Batches(source, config, mesh)
+    batch = made.make(build.planner(config, source), 0, slice(0, 16))
+    assert batch.images.dtype == np.uint16
+    found = np.asarray(made.render(made.resident(), batch))
+    plain = batches.Batches(Arrays(deep[:16]), config, mesh)
+    rows = type(batch)(np.arange(16), batch.parameters, "held")
+    want = np.asarray(plain.render(plain.resident(), rows))
+    np.testing.assert_array_equal(found, want)

@@ -127,6 +127,9 @@ class Answer(BaseHTTPRequestHandler):
         if name not in objects:
             return 404, b'{"error": {"code": 404, "message": "Not Found"}}', {}
         data, version = objects[name], str(self.server.generation(name))
+        if "alt=media" not in url.query:  # what there is, and not its content
+            about = {"name": name, "generation": version, "size": str(len(data))}
+            return 200, json.dumps(about).encode(), {"Content-Type": "application/json"}
         if not span:
             return 200, data, {"x-goog-generation": version}
         start, stop = re.fullmatch(r"bytes=(\d*)-(\d*)", span).groups()

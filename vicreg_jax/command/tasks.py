@@ -14,6 +14,7 @@ from rich.progress import Progress
 from vicreg_jax import devices, evaluate, files, methods, report, train
 from vicreg_jax.config import Config, Evaluation
 from vicreg_jax.data import preparing
+from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.source import describe
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import gallery
@@ -40,9 +41,11 @@ def pretrain(config: Config, workdir: Path) -> None:
         train.run(config, workdir)
         return
     evaluate.check_installed()
-    splits = load_splits(config.data, seed=config.seed)
+    cache = IndexCache(workdir)
+    splits = load_splits(config.data, seed=config.seed, cache=cache)
     evaluate.check(splits, config)
     trained = train.run(config, workdir, source=splits.train)
+    cache.write()
     encoders = {
         "untrained encoder": train.untrained(config),
         methods.named(config.method).title: trained.encoder,

@@ -408,7 +408,10 @@ def open_image(data: bytes) -> Any:
     deep = deep or any(re.search(";16[A-Z]", str(tile[3])) for tile in image.tile)
     # Of a TIFF whose channels lie apart it takes halves of pixels for pixels.
     if deep or np.max(getattr(image, "tag_v2", {}).get(BITS, 8)) > 8:
-        raise ValueError(f"pixels of mode {image.mode} are not of 8 bits")
+        raise ValueError(
+            f"pixels of mode {image.mode} are not of 8 bits; convert them, or give"
+            " arrays of uint16"
+        )
     return image
 
 

@@ -1,11 +1,14 @@
 """Images that come one after the other, as a source: tf.data, DataLoaders, generators.
 
 What is read has a position, and no name; to go on in the middle is to read again, and
-throw away, all that came before.
+throw away, all that came before, or to have kept the state of the iterator.
 """
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,16 +17,18 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.config import Config
 from vicreg_jax.data.augment import draw
-from vicreg_jax.data.source import How
-from vicreg_jax.refusals import Refusal, one_line
+from vicreg_jax.data.source import PIXELS, How
+from vicreg_jax.refusals import NotFound, Refusal, Unusable, one_line
 
 __all__ = ["Stream", "is_stream"]
 
 EXPECTED = (
-    "expected images [h, w, c] or [b, h, w, c] of uint8, or ready views, [b, v, h, w,"
-    " c] or a tuple of v images, of uint8 or float32; perhaps with a label after them,"
-    " or in a dict as 'image'"
+    "expected images [h, w, c] or [b, h, w, c] of uint8 or uint16, or ready views,"
+    " [b, v, h, w, c] or a tuple of v images, of these or float32; perhaps with a label"
+    " after them, or in a dict as 'image'"
 )
+AHEAD = 64  # batches at most that are made and not yet trained on
+KEPT = 8  # states, of the last checkpoints
 
 
 def is_stream(given: Any) -> bool:
@@ -40,11 +45,13 @@ class Stream:
     Args:
       given: an iterable of elements (`tf.data.Dataset`, a DataLoader of grain or
         PyTorch), a function that returns an iterator, or an iterator, which can be
-        read once. An element is an image, uint8 [h, w, c], a batch of them, uint8
+        read once. An element is an image, uint8 or uint16 [h, w, c], a batch of them,
         [b, h, w, c], or views that are ready: [b, v, h, w, c], or a tuple of v images
         or batches. A label after it is left out; of a dict "image" is taken. Views of
-        uint8 are normalized, those of floats are what the network sees.
+        integers are normalized, those of floats are what the network sees.
       examples: images of an epoch, where `given` has no length.
+      folder: where states are kept of iterators with `get_state` and `set_state`, such
+        as grain's, so that to go on is not to read all again.
 
     Raises:
       Refusal: the first element is something else, or nothing tells how many there are.
@@ -54,14 +61,20 @@ class Stream:
     classes: Sequence[str] = ()
     in_order = True
 
-    def __init__(self, given: Any, *, examples: int = 0):
+    def __init__(
+        self, given: Any, *, examples: int = 0, folder: Path | files.Place | None = None
+    ):
         self._given, self._position = given, 0
         self._once = hasattr(given, "__next__")
-        self._rest = self._begin()
+        self._file = folder and folder / f"stream_{jax.process_index()}.json"
+        self._recent, self._known = {}, _states(self._file)  # by position
+        self._rest, self._begun = self._begin(), 1
+        self._before, self._read = _state(self._iterator), 0  # of and in the element
         try:
             first = next(self._rest)
         except StopIteration:
             raise Refusal(f"the {type(given).__name__} gives nothing") from None
+        self._read = len(first)
         self._left = first  # rows that were read and are yet to be used
         self._row, self._dtype = first.shape[1:], first.dtype
         self.channels = self._row[-1]
@@ -95,7 +108,7 @@ class Stream:
         del accelerator  # images are cropped by the device, views are ready
         kind = "whole"
         if len(self._row) == 4:
-            kind = "finished" if self._dtype == np.uint8 else "normalized"
+            kind = "finished" if self._dtype in PIXELS else "normalized"
         return How(kind, config.data.image_size, self.channels)
 
     def views(
@@ -115,6 +128,9 @@ class Stream:
         if step * count != self._position:
             self._skip_to(step * count)
         rows = self._take(count)
+        self._recent[self._position] = self._here()
+        if len(self._recent) > AHEAD:
+            del self._recent[min(self._recent)]
         size = self._row[-3:-1]
         return rows, draw.parameters(uniforms, np.array(size), policies)
 
@@ -127,7 +143,51 @@ class Stream:
             " evaluation config.data.name and config.data.path"
         )
 
+    def keep(self, position: int) -> None:
+        """Keeps the state of the iterator at a position, for a later start.
+
+        Raises:
+          Unusable, Unreachable: it cannot be written.
+        """
+        state = self._recent.get(position)
+        if state is None or self._file is None:
+            return
+        self._known[position] = state
+        for old in sorted(self._known)[:-KEPT]:
+            del self._known[old]
+        states = {str(x): state for x, state in self._known.items()}
+        with files.writing(self._file):
+            self._file.parent.mkdir(exist_ok=True)
+        files.write_json(self._file, files.sealed({"states": states}))
+
+    def _here(self):
+        """Returns what the next row is reached by, or None where nothing tells."""
+        left = 0 if self._left is None else len(self._left)
+        state = self._before if left else _state(self._iterator)
+        used = self._read - left if left else 0
+        return state and {"begun": self._begun, "used": used, "state": state}
+
+    def _jumped_to(self, position):
+        """Tells whether the iterator could be set to what `_here` returned there."""
+        known = self._known.get(position)
+        if self._once or not known:
+            return False
+        try:
+            for _ in range(known["begun"]):
+                self._rest = self._begin()
+            self._begun, self._left = known["begun"], None
+            self._iterator.set_state(_given_back(known["state"]))
+            if known["used"]:
+                self._take(known["used"])
+        except Exception:  # the iterator's own: what it gave is read again, then
+            self._position = position + 1
+            return False
+        self._position = position
+        return True
+
     def _skip_to(self, position):
+        if self._jumped_to(position):
+            return
         if position < self._position:
             if self._once:
                 raise Refusal(
@@ -136,6 +196,7 @@ class Stream:
                     " of an iterator"
                 )
             self._rest, self._left, self._position = self._begin(), None, 0
+            self._begun = 1
         while self._position < position:
             self._take(min(position - self._position, 256))
 
@@ -155,9 +216,11 @@ class Stream:
 
     def _next(self, read):
         """Returns the rows of the next element, after so many images."""
+        self._before = _state(self._iterator)
         rows = next(self._rest, None)
         if rows is None and not self._once:
-            self._rest = self._begin()
+            self._rest, self._begun = self._begin(), self._begun + 1
+            self._before = _state(self._iterator)
             rows = next(self._rest, None)
         if rows is None:
             raise Refusal(
@@ -169,6 +232,7 @@ class Stream:
                 f"the source gave {self._dtype} {list(self._row)} first and now"
                 f" {rows.dtype} {list(rows.shape[1:])}; all must be alike"
             )
+        self._read = len(rows)
         return rows
 
     def _begin(self) -> Iterator[np.ndarray]:
@@ -177,7 +241,39 @@ class Stream:
             made = made()
         if hasattr(made, "as_numpy_iterator"):  # of tf.data
             made = made.as_numpy_iterator()
-        return map(_rows, made)
+        self._iterator = iter(made)
+        return map(_rows, self._iterator)
+
+
+def _state(iterator: Any) -> Any:
+    """Returns the state of an iterator as JSON, or None where it has none."""
+    if not (hasattr(iterator, "get_state") and hasattr(iterator, "set_state")):
+        return None
+    state = iterator.get_state()
+    if isinstance(state, bytes):
+        return {"bytes": base64.b64encode(state).decode()}
+    with suppress(TypeError, ValueError):
+        return {"json": json.loads(json.dumps(state))}
+    return None
+
+
+def _given_back(state: Mapping[str, Any]) -> Any:
+    if "bytes" in state:
+        return base64.b64decode(state["bytes"])
+    return state["json"]
+
+
+def _states(path: Path | files.Place | None) -> dict[int, Any]:
+    """Returns the states that were kept, none where the file is damaged."""
+    if path is not None:
+        with suppress(NotFound, Unusable):
+            found = files.read_json(path, {"states": dict})["states"]
+            return {
+                int(position): state
+                for position, state in found.items()
+                if position.isdecimal() and isinstance(state, dict)
+            }
+    return {}
 
 
 def _length(given: Any) -> int:
@@ -205,7 +301,7 @@ def _rows(element: Any) -> np.ndarray:
     shapes = {x.shape for x in parts}
     ranks = {x.ndim for x in parts}
     views = len(parts) > 1 or ranks == {5}
-    types = ("uint8", "float32") if views else ("uint8",)
+    types = (*PIXELS, "float32") if views else PIXELS
     fits = len(shapes) == 1 and ranks <= ({3, 4} if len(parts) > 1 else {3, 4, 5})
     if not fits or any(x.dtype not in types or x.size == 0 for x in parts):
         found = ", ".join(f"{x.dtype} {list(x.shape)}" for x in parts)

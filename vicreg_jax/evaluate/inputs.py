@@ -13,6 +13,7 @@ from vicreg_jax import files
 from vicreg_jax.config import NEEDS_PATH, Augment, Config, Data, Evaluation, Guard
 from vicreg_jax.data import plan
 from vicreg_jax.data.image_files import ImageFiles, digests
+from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.labels import exist, known
 from vicreg_jax.data.source import Source, check_channels, count_classes
 from vicreg_jax.data.sources.load import load_splits
@@ -57,11 +58,16 @@ class Inputs(NamedTuple):
         return found
 
 
-def open_inputs(config: Evaluation, encoder: Encoder) -> Inputs:
+def open_inputs(
+    config: Evaluation, encoder: Encoder, cache: IndexCache | None = None
+) -> Inputs:
     """Returns the images of an evaluation; what its config leaves open is the run's.
 
     Those of the task svm have several labels each, int [n, c]: see `read_multilabel`.
     Of others only images with a label are used, but for the task features.
+
+    Args:
+      cache: where what takes long to find out about images is kept.
 
     Raises:
       Refusal: there is no such data, it lacks what it needs, or it is judged on its
@@ -82,6 +88,7 @@ def open_inputs(config: Evaluation, encoder: Encoder) -> Inputs:
             seed=config.seed,
             test_path=given.test_path,
             test_split=given.test_split,
+            cache=cache,
         )
         for split in filter(None, splits):
             check_channels(split, encoder.channels)

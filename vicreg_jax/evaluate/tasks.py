@@ -17,6 +17,7 @@ from rich.progress import Progress
 from vicreg_jax import devices, files, models
 from vicreg_jax.config import Augment, Evaluation
 from vicreg_jax.data import plan
+from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.source import describe
 from vicreg_jax.devices import processes
 from vicreg_jax.evaluate import (
@@ -58,7 +59,8 @@ def run(config: Evaluation, workdir: Path, *, name: str) -> None:
     with processes.all_or_none(Refusal, of=Refusal):
         devices.mesh()
         encoder = loading.load(config.checkpoint, stem=config.model.stem)
-        inputs = open_inputs(config, encoder)
+        cache = IndexCache(workdir)
+        inputs = open_inputs(config, encoder, cache)
         if config.task != "features":
             need_labels(inputs)
     judged = {
@@ -67,6 +69,7 @@ def run(config: Evaluation, workdir: Path, *, name: str) -> None:
     }
     processes.agree(judged)
     with workdirs.claimed(workdir, config) as (workdir, _):
+        cache.write()
         finished = result_file.read(workdir)
         if finished:
             _need_same(workdir, finished, judged | {"step": encoder.step})

@@ -38,6 +38,7 @@ from vicreg_jax.files.places import (
     remove_drafts,
     staged,
     upload,
+    version,
     write,
     writing,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "staged",
     "unreachable",
     "upload",
+    "version",
     "write",
     "write_json",
     "write_npz",

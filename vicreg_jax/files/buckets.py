@@ -132,6 +132,16 @@ def read(path: str, start: int, length: int | None) -> bytes:
     return found.value
 
 
+def version(path: str) -> str:
+    """Returns which version of a file there is: see `places.version`."""
+    bucket, key = split(path)
+    with _explained(path):
+        found = _store(bucket).read(key, byte_range=slice(0, 0)).result()
+    if found.state == "missing":
+        raise NotFound(f"there is no {path}, or no bucket {bucket!r}")
+    return found.stamp.generation.hex()
+
+
 def listed(start: str, *, strip: int = 0) -> list[str]:
     """Returns the paths of all files that begin like that, sorted; perhaps none.
 

@@ -39,6 +39,7 @@ __all__ = [
     "remove_drafts",
     "staged",
     "upload",
+    "version",
     "write",
     "writing",
 ]
@@ -129,6 +130,20 @@ def pieces(path: str) -> Iterator[bytes]:
         while piece := read_some(each, start):
             yield piece
             start += len(piece)
+
+
+def version(path: str) -> str:
+    """Returns a text that is another one when a file has been written anew.
+
+    Raises:
+      NotFound: there is no such file.
+      Unusable, Unreachable: see `read`.
+    """
+    if in_bucket(path):
+        return buckets.version(path)
+    with regular(path) as file:
+        found = os.fstat(file.fileno())
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def check_size(path: str, expected: int) -> None:

@@ -88,6 +88,9 @@ class Job:
         """
         return {}
 
+    def saved(self, step: int) -> None:
+        """Is told of each step whose state is being saved."""
+
     def text(self, values: Mapping[str, float]) -> str:
         """Returns the line beside the bar."""
         return f"loss {values['loss']:.4f}"
@@ -268,6 +271,7 @@ class Session:
                     with self.watchdog.paused(), self.goodput.spent("saving"):
                         score = (found or {}).get("knn_top1")
                         self.checkpoints.save(step, state, score=score)
+                        job.saved(step)
                     self._compare(step)
                 if stopped:
                     self._leave(step)

@@ -14,6 +14,7 @@ from vicreg_jax import methods, models, optim
 from vicreg_jax.config import Config
 from vicreg_jax.data import plan
 from vicreg_jax.data.augment import draw
+from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.source import Source, as_source
 from vicreg_jax.data.sources.huggingface import is_dataset, of_dataset
 from vicreg_jax.data.sources.load import load_splits
@@ -38,15 +39,16 @@ __all__ = [
 ]
 
 
-def images(config: Config, given: Any) -> Source:
+def images(config: Config, given: Any, cache: IndexCache | None = None) -> Source:
     """Returns the training images: the config's, or what the user gives instead."""
     if given is not None and is_stream(given):
-        return Stream(given, examples=config.data.examples)
+        folder = cache and cache.folder
+        return Stream(given, examples=config.data.examples, folder=folder)
     if given is not None and is_dataset(given):
         return of_dataset(given)
     if given is not None:
         return as_source(given)
-    return load_splits(config.data, seed=config.seed).train
+    return load_splits(config.data, seed=config.seed, cache=cache).train
 
 
 def optimizer(

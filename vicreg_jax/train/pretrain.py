@@ -14,6 +14,7 @@ import optax
 from vicreg_jax import devices, files, models, optim
 from vicreg_jax.config import Config
 from vicreg_jax.data import batches, plan
+from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.source import describe
 from vicreg_jax.devices import processes, sharding
 from vicreg_jax.methods import Method, health
@@ -75,7 +76,8 @@ def run(
     config = Config.parse(config)
     workdirs.agree(workdir, config)
     with processes.all_or_none(Refusal, of=Refusal):
-        job = Pretraining(config, encoder, method, source, tx)
+        cache = IndexCache(workdir)
+        job = Pretraining(config, encoder, method, source, tx, cache)
         start_wandb = metrics_file.wandb_starter(job.config.wandb)
     with (
         workdirs.claimed(workdir, job.config) as (workdir, before),
@@ -83,6 +85,7 @@ def run(
             job, workdir.absolute(), before=before, start_wandb=start_wandb
         ) as session,
     ):
+        cache.write()
         if session.finished:
             session.bar.note(f"{workdir} has finished its {job.total} steps")
             state = session.state
@@ -96,25 +99,30 @@ class Pretraining(Job):
     """A pretraining run, built from its config; refuses what cannot work.
 
     Args: see `run`.
+      cache: what is known of the images.
     """
 
     cure = "a lower optimizer.base_lr or model.dtype=float32"
 
-    def __init__(self, config, encoder, method, source, tx):
+    def __init__(self, config, encoder, method, source, tx, cache):
         self.mesh = devices.mesh(config.data.batch_size)
         self.method = build.method(config, encoder, method)
         self.config = config = replace(config, **build.names(self.method, method))
         width = build.check_encoder(self.method, config)
-        self._set_data(source)
+        self._set_data(build.images(config, source, cache))
         self._set_watchers(width)
         self._set_steps(tx)
         self._statistics = jax.jit(self._all_statistics)
         self._healthy = True
 
-    def _set_data(self, source):
+    def saved(self, step):
+        if self.images.in_order:
+            self.images.keep(step * (self._rows.stop - self._rows.start))
+
+    def _set_data(self, images):
         """The images, and how many steps they make."""
         config = self.config
-        self.images = build.images(config, source)
+        self.images = images
         self._batches = batches.Batches(self.images, config, self.mesh)
         online.check(self.images, config)
         self._planner = build.planner(config, self.images)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from vicreg_jax import files
 from vicreg_jax.config import Config
+from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, Unusable, one_line
@@ -84,7 +85,7 @@ def replay(
     config = workdirs.config_of_run(workdir, Config)
     if config is None:
         raise Refusal(f"{workdir} holds no run; give its folder as --workdir")
-    job = Pretraining(config, encoder, method, source, tx)
+    job = Pretraining(config, encoder, method, source, tx, IndexCache(workdir))
     if not 1 <= step <= job.total:
         raise Refusal(f"the steps of {workdir} are 1 to {job.total}; got {step}")
     checkpoints = Checkpoints(

@@ -1,6 +1,7 @@
 """A folder of image files as a source; it never decodes one."""
 
 import errno
+import json
 import os
 import re
 from collections import Counter, deque
@@ -9,6 +10,7 @@ import numpy as np
 
 from vicreg_jax import files
 from vicreg_jax.data.image_files import ImageFiles, digests, formats
+from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.sources.tfrecord import readers
 from vicreg_jax.refusals import NotFound, Refusal, Unusable
 
@@ -35,7 +37,12 @@ SPLIT = re.compile(
 )
 
 
-def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> ImageFiles:
+def open_folder(
+    root: str | os.PathLike,
+    *,
+    threads: int | None = None,
+    cache: IndexCache | None = None,
+) -> ImageFiles:
     """Returns the images of a folder.
 
     What is hidden, no regular file or of another ending is skipped and counted. Links
@@ -48,6 +55,8 @@ def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> Image
         if some lie beside the folders. Perhaps in a bucket, gs://...: one request
         lists 1,000 files.
       threads: see `ImageFiles`; in a bucket 32 at least by default.
+      cache: where the list of a bucket's files is kept: images that are added to it
+        later are not seen by who has begun before.
 
     Raises:
       NotFound: there is no such folder.
@@ -60,8 +69,12 @@ def open_folder(root: str | os.PathLike, *, threads: int | None = None) -> Image
         raise NotFound(f"data.path: there is no folder {str(root)!r}")
     try:
         endings = tuple(x for name in formats() for x in ENDINGS[name])
-        listing = _listing_of_bucket if in_bucket else _listing
-        paths, classes, skipped = listing(str(root), endings)
+        if in_bucket:
+            cache, key = cache or IndexCache(), ["folder", str(root), endings]
+            kept = cache.arrays(key, lambda: _packed(_listing_of_bucket(*key[1:])))
+            paths, classes, skipped = json.loads(kept["listing"].tobytes())
+        else:
+            paths, classes, skipped = _listing(str(root), endings)
     except Refusal:
         raise
     except OSError as error:
@@ -130,6 +143,10 @@ def _refuse_splits(root, folders):
             return
         root = os.path.join(root, *tops)
         parts = [rest for _, *rest in parts if rest]
+
+
+def _packed(listing):
+    return {"listing": np.frombuffer(json.dumps(listing).encode(), np.uint8)}
 
 
 def _listing_of_bucket(root, endings):

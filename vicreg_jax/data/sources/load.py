@@ -4,6 +4,7 @@ import os
 
 from vicreg_jax import files
 from vicreg_jax.config import Data
+from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.source import Arrays, Splits
 from vicreg_jax.data.sources.arrays import open_arrays
 from vicreg_jax.data.sources.digits import load_digits
@@ -17,13 +18,17 @@ from vicreg_jax.refusals import Refusal
 
 __all__ = ["load_splits"]
 
-# Sources of image files, each a function of a path.
-FILES = {"folder": open_folder, "prepared": open_prepared, "tfrecord": open_tfrecords}
+FILES = ("folder", "prepared", "tfrecord", "huggingface")
 LOCAL = ("arrays", "huggingface")  # are read from a disk alone
 
 
 def load_splits(
-    data: Data, *, seed: int, test_path: str = "", test_split: str = ""
+    data: Data,
+    *,
+    seed: int,
+    test_path: str = "",
+    test_split: str = "",
+    cache: IndexCache | None = None,
 ) -> Splits:
     """Returns the splits that `config.data` names.
 
@@ -32,6 +37,7 @@ def load_splits(
       test_path: where the test images are that lie apart: of a folder, of prepared
         images, of TFRecords.
       test_split: of huggingface; of tfds, see `open_tfds`.
+      cache: where what takes long to find out is kept.
 
     Raises:
       Refusal: there is no such data, it is in a bucket and should not be, or the
@@ -46,11 +52,12 @@ def load_splits(
         return load_digits(validation=data.validation)
     if data.name == "arrays":
         return open_arrays(data.path)
-    if data.name in (*FILES, "huggingface"):
-        train = _files(data.name, data.path, data.split)
+    if data.name in FILES:
+        train = _files(data.name, data.path, data.split, cache)
         if not (test_path or test_split):
             return Splits(train, None)
-        test = _files(data.name, test_path or data.path, test_split or data.split)
+        where = test_path or data.path, test_split or data.split
+        test = _files(data.name, *where, cache)
         if list(test.classes) != list(train.classes):
             different = sorted({*test.classes} ^ {*train.classes})[:3]
             found = zip(
@@ -64,7 +71,11 @@ def load_splits(
         return Splits(train, test)
     if data.name == "tfds":
         return open_tfds(
-            data.dataset, split=data.split, data_dir=data.path, test_split=test_split
+            data.dataset,
+            split=data.split,
+            data_dir=data.path,
+            test_split=test_split,
+            cache=cache,
         )
     noise = Noise(
         examples=10 * data.batch_size,
@@ -75,10 +86,12 @@ def load_splits(
     return Splits(Arrays(noise), None)
 
 
-def _files(name, path, split):
+def _files(name, path, split, cache):
     if name == "huggingface":
         return open_huggingface(path, split=split)
-    return FILES[name](path)
+    if name == "prepared":
+        return open_prepared(path)
+    return {"folder": open_folder, "tfrecord": open_tfrecords}[name](path, cache=cache)
 
 
 def _classes(images):

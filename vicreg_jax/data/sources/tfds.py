@@ -8,6 +8,7 @@ from absl import logging
 
 from vicreg_jax import files
 from vicreg_jax.data.image_files import ImageFiles
+from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.source import IN_MEMORY, Arrays, Source, Splits
 from vicreg_jax.data.sources.tfrecord import Names, Records, example_parser, readers
 from vicreg_jax.refusals import Refusal, one_line, require
@@ -16,7 +17,12 @@ __all__ = ["open_tfds"]
 
 
 def open_tfds(
-    dataset: str, *, split: str, data_dir: str = "", test_split: str = ""
+    dataset: str,
+    *,
+    split: str,
+    data_dir: str = "",
+    test_split: str = "",
+    cache: IndexCache | None = None,
 ) -> Splits:
     """Returns the images of a tfds data set, and those of its test split, if any.
 
@@ -29,6 +35,7 @@ def open_tfds(
       split: such as "train" or "train[:90%]".
       data_dir: of tfds; by default its own.
       test_split: by default test or, without one, validation.
+      cache: see `tfrecord.Records`.
 
     Raises:
       Refusal: there is no such data set or split, it has no images, or it cannot be
@@ -59,8 +66,8 @@ def open_tfds(
 
     def opened(part: str) -> Source:
         if size > IN_MEMORY:
-            return _on_disk(builder, part)
-        return _in_memory(builder, part, channels=shape[-1])
+            return _on_disk(builder, part, cache)
+        return _in_memory(builder, part, cache, channels=shape[-1])
 
     return Splits(opened(split), opened(test) if test else None)
 
@@ -113,9 +120,9 @@ def _check_image(dataset, features):
         )
 
 
-def _on_disk(builder, split):
+def _on_disk(builder, split, cache):
     """Returns images that stay encoded, and whose labels are read with them."""
-    length, example, name = _examples(builder, split)
+    length, example, name = _examples(builder, split, cache)
     classes = _classes(builder)
     return ImageFiles(
         lambda i: example(i)[0],
@@ -137,9 +144,9 @@ def _digest(builder, split):
     return files.digest(json.dumps(facts).encode())
 
 
-def _in_memory(builder, split, *, channels):
+def _in_memory(builder, split, cache, *, channels):
     """Returns all images, decoded."""
-    length, example, name = _examples(builder, split)
+    length, example, name = _examples(builder, split, cache)
     labels = np.zeros(length, int)
 
     def read(index):
@@ -160,14 +167,14 @@ def _classes(builder):
     return label.names if isinstance(label, tfds.features.ClassLabel) else []
 
 
-def _examples(builder, split):
+def _examples(builder, split, cache):
     """Returns the number of examples, index -> (bytes, label), and index -> name."""
     import tensorflow_datasets as tfds
 
     labelled = bool(_classes(builder))
     if builder.info.file_format.value == "tfrecord":
         where = builder.info.splits[split].file_instructions
-        records = Records([(str(x.filename), x.skip, x.take) for x in where])
+        records = Records([(str(x.filename), x.skip, x.take) for x in where], cache)
         parse = example_parser()
 
         def example(index):

@@ -10,6 +10,7 @@ import numpy as np
 from vicreg_jax import files
 from vicreg_jax.data import crc32c
 from vicreg_jax.data.image_files import ImageFiles, cores
+from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.refusals import NotFound, Refusal, Unusable, require
 
 __all__ = ["Names", "Records", "example_parser", "open_tfrecords", "readers"]
@@ -28,6 +29,7 @@ class Records:
 
     Args:
       parts: (path, first record, number of records or -1 for all others) each.
+      cache: where the index of these files is kept, while they do not change.
 
     Raises:
       NotFound: there is no such file.
@@ -35,10 +37,21 @@ class Records:
       Refusal: a file is no TFRecord file, is cut short, or a length is damaged.
     """
 
-    def __init__(self, parts: Sequence[tuple[str, int, int]]):
+    def __init__(
+        self, parts: Sequence[tuple[str, int, int]], cache: IndexCache | None = None
+    ):
         self._paths = [path for path, _, _ in parts]
         with ThreadPoolExecutor(readers(self._paths[0])) as threads:
-            found = list(threads.map(_index, self._paths))
+            versions = list(threads.map(files.version, self._paths))
+
+            def index():
+                each = list(threads.map(_index, self._paths))
+                counts = np.array([len(x) for x in each])
+                return {"records": np.concatenate(each), "counts": counts}
+
+            key = ["tfrecord", self._paths, versions]
+            whole = (cache or IndexCache()).arrays(key, index)
+        found = np.split(whole["records"], np.cumsum(whole["counts"])[:-1])
         kept = [
             index[skip : len(index) if take < 0 else skip + take]
             for index, (_, skip, take) in zip(found, parts, strict=True)
@@ -91,13 +104,14 @@ class Names(Sequence):
         return self._make(index)
 
 
-def open_tfrecords(pattern: str) -> ImageFiles:
+def open_tfrecords(pattern: str, *, cache: IndexCache | None = None) -> ImageFiles:
     """Returns the images of TFRecord files, in the order of the file names.
 
     Args:
       pattern: such as DIR/train-* or gs://BUCKET/DIR/train-*; the records are
         tf.train.Examples with an encoded image named image/encoded or image, and
         perhaps a label from 0 on, named image/class/label or label.
+      cache: see `Records`.
 
     Raises:
       NotFound: no file matches.
@@ -119,7 +133,7 @@ def open_tfrecords(pattern: str) -> ImageFiles:
     odd = [x for x in paths if not (files.in_bucket(x) or os.path.isfile(x))]
     if odd:  # a pipe would keep whoever reads it waiting
         raise Refusal(f"data.path: {odd[0]} is no regular file; give those alone")
-    records = Records([(path, 0, -1) for path in paths])
+    records = Records([(path, 0, -1) for path in paths], cache)
     if not len(records):
         raise Refusal(f"{pattern!r}: the {len(paths)} file(s) hold no record")
     example = example_parser()
