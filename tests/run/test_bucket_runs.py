@@ -276,6 +276,45 @@ def test_what_follows_a_run_is_the_same_in_a_bucket_as_on_a_disk(bucket, disk):
     assert {name for name in bucket.objects if "/checkpoints/" in name} == kept
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param("linear", marks=pytest.mark.slow),
+        pytest.param("finetune", marks=pytest.mark.long),
+    ],
+)
+def test_a_judge_killed_in_a_bucket_ends_as_on_a_disk(bucket, disk, task, tmp_path):
+    bucket.upload(disk, "a b/run")
+    flags = (f"--config={ROOT}/configs/eval/{task}.py", "--config.data.name=digits")
+    flags += ("--config.epochs=4", "--config.data.batch_size=256")
+    done = main(*flags, f"--config.checkpoint={disk}", f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    there = (*flags, f"--config.checkpoint={RUN}", f"--workdir={RUN}/eval/{task}")
+    saving = []
+    command = [sys.executable, "-m", "vicreg_jax.main", *there]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE) as judge:
+
+        def kill(method, name):
+            if re.search(r"eval/.*/checkpoints/\d+/record.json", name):
+                saving.append(name)
+                if len(saving) == 2:
+                    os.kill(judge.pid, signal.SIGKILL)
+                    judge.wait()
+
+        bucket.before = kill
+        judge.communicate(timeout=300)
+    assert judge.returncode == -signal.SIGKILL
+    bucket.before = lambda *_: None
+    done = main(*there)
+    assert done.returncode == 0, done.stderr
+    place = files.Place(RUN) / "eval" / task
+    results = [files.read_json(x / "result.json") for x in (place, tmp_path)]
+    assert [x.pop("checkpoint") for x in results] == [RUN, str(disk)]
+    assert results[0] == results[1]
+    text = files.read(str(place / "metrics.jsonl")).decode().splitlines()
+    assert without_times(map(json.loads, text)) == without_times(lines(tmp_path))
+
+
 def test_an_export_in_a_bucket_is_not_pushed(bucket):
     flags = (f"--config={ROOT}/configs/export.py", "--config.checkpoint=gs://bucket/x")
     done = main(*flags, f"--workdir={RUN}", "--config.export.hub=me/mine")
