@@ -2,8 +2,8 @@
 
     python -m benchmarks.rerun [--steps=20] [--out=FILE.json]
 
-The small ResNet-18 step of `benchmarks.loop` on a CPU, the ImageNet step on a GPU or TPU,
-on one batch. Single steps, and steps with `guard.rerun_steps=1`, take turns in one
+The small ResNet-18 step of `benchmarks.loop` on a CPU, the ImageNet step on a GPU or
+TPU, on one batch. Single steps, and steps with `guard.rerun_steps=1`, take turns in one
 process; what is printed is the median over the turns of the second by the first, of
 the clock and of the processor seconds of all threads.
 """

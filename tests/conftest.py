@@ -77,6 +77,31 @@ def bucket(server):
     return server
 
 
+@pytest.fixture(scope="module")
+def amazon():
+    """A stand-in for S3, which this process and those it starts ask."""
+    from helpers.stand_in import S3
+
+    from vicreg_jax.files import buckets
+
+    server = S3()
+    with pytest.MonkeyPatch.context() as patch:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        patch.setenv("AWS_ENDPOINT_URL", address)
+        patch.setenv("AWS_ACCESS_KEY_ID", "anybody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        buckets._store.cache_clear()
+        yield server
+        buckets._store.cache_clear()
+
+
+@pytest.fixture
+def s3(amazon):
+    amazon.clear()
+    return amazon
+
+
 @pytest.fixture
 def once(monkeypatch):
     """One retry alone, as eight take a minute and a half."""

@@ -137,7 +137,7 @@ def test_what_is_no_data_set_of_images_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(Unusable, match="odd.parquet cannot be read: "):
         open_huggingface(tmp_path / "odd.parquet")
     given = configs.parse(dict(data=dict(name="huggingface", path="gs://bucket/x")))
-    with pytest.raises(Refusal, match="huggingface is read from a disk"):
+    with pytest.raises(Refusal, match="huggingface is not read from gs://, as"):
         load_splits(given.data, seed=0)
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(NotInstalled, match=r"pip install \"vicreg_jax\[huggingface\]"):

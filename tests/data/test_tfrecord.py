@@ -122,8 +122,8 @@ def test_a_text_is_refused(tmp_path):
 
 
 def test_a_bucket_of_another_service_is_refused():
-    with refused(FileNotFoundError, "no file matches 's3://bucket/a'; expected"):
-        open_tfrecords("s3://bucket/a")
+    with refused(FileNotFoundError, "no file matches 'hdfs://bucket/a'; expected"):
+        open_tfrecords("hdfs://bucket/a")
 
 
 # tfrecords: encoded images in tf.train.Examples.

@@ -49,7 +49,7 @@ def test_a_path_keeps_both_slashes_whatever_it_went_through(tmp_path):
     assert str(files.expanded("gs:/bucket/a//b/")) == "gs://bucket/a/b"
     assert str(files.expanded(tmp_path) / "x") == f"{tmp_path}/x"
     assert f"{ROOT / 'x'} {(ROOT / 'x').parent}" == f"{ROOT}/x {ROOT}"
-    assert files.elsewhere("s3:/a/b") == "s3://a/b" and not files.elsewhere(ROOT)
+    assert files.elsewhere("abfs:/a/b") == "abfs://a/b" and not files.elsewhere(ROOT)
 
 
 def test_only_the_first_of_two_changes_is_done(bucket):

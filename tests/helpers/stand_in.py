@@ -1,10 +1,12 @@
-"""A stand-in for Cloud Storage on this machine, which tests ask; it keeps no disk."""
+"""Stand-ins for Cloud Storage and S3 on this machine, which tests ask; no disk."""
 
+import hashlib
 import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 
 class StandIn(ThreadingHTTPServer):
@@ -21,8 +23,12 @@ class StandIn(ThreadingHTTPServer):
     request_queue_size = 128  # as many may connect at once
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(("127.0.0.1", 0), self.handler)
         self.clear()
+
+    @property
+    def handler(self):
+        return Answer
 
     def clear(self):
         self.objects, self.failures, self.asked = {}, [], []
@@ -145,3 +151,114 @@ class Answer(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+class S3(StandIn):
+    """The same of Amazon's interface: paths of the form /bucket/NAME."""
+
+    @property
+    def handler(self):
+        return AnswerOfS3
+
+
+class AnswerOfS3(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self):
+        url = urlsplit(self.path)
+        _, _, name = unquote(url.path).partition("/bucket/")
+        bucket, span = self.server, self.headers.get("Range", "")
+        bucket.asked.append([name or url.path, span, 0])
+        if self._fails() or self._no_bucket():
+            return
+        if not name:
+            first = parse_qs(url.query).get("prefix", [""])[0]
+            kept = sorted(x for x in list(bucket.objects) if x.startswith(first))
+            found = "".join(f"<Key>{escape(x)}</Key>" for x in kept)
+            found = found.replace("<Key>", "<Contents><Key>")
+            found = found.replace("</Key>", "</Key><Size>1</Size></Contents>")
+            found = f"<IsTruncated>false</IsTruncated>{found}"
+            self._say(200, f"<ListBucketResult>{found}</ListBucketResult>".encode())
+        elif name not in bucket.objects:
+            self._say(404, b"<Error><Code>NoSuchKey</Code></Error>")
+        elif self._unlike(name):
+            self._say(412)
+        else:
+            self._give(bucket.objects[name], span)
+
+    do_HEAD = do_GET
+
+    def do_PUT(self):
+        name, content = self._change()
+        if self._fails() or self._no_bucket():
+            return
+        with self.server.changing:
+            fits = not self._unlike(name)
+            if fits:
+                self.server.objects[name] = content
+        self._say(200 if fits else 412, ETag=_tag(content))
+
+    def do_DELETE(self):
+        name, _ = self._change()
+        if self._fails() or self._no_bucket():
+            return
+        self.server.objects.pop(name, None)
+        self._say(204)
+
+    def _change(self):
+        _, _, name = unquote(urlsplit(self.path).path).partition("/bucket/")
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.before(self.command, name)
+        self.server.changed.append([self.command, name])
+        return name, content
+
+    def _unlike(self, name):
+        """Tells whether the file is not the one that the request is for."""
+        held = self.server.objects.get(name)
+        wanted = self.headers.get("If-Match")
+        if wanted and (held is None or _tag(held) != wanted):
+            return True
+        return self.headers.get("If-None-Match") == "*" and held is not None
+
+    def _fails(self):
+        bucket = self.server
+        status = bucket.always or (bucket.failures.pop(0) if bucket.failures else 0)
+        if status:
+            code = {403: "AccessDenied"}.get(status, "Failure")
+            self._say(status, f"<Error><Code>{code}</Code></Error>".encode())
+        return status
+
+    def _no_bucket(self):
+        if self.path.startswith("/bucket/"):
+            return False
+        self._say(404, b"<Error><Code>NoSuchBucket</Code></Error>")
+        return True
+
+    def _give(self, data, span):
+        tag, end = _tag(data), len(data)
+        if not span:
+            return self._say(200, data, ETag=tag)
+        start, stop = re.fullmatch(r"bytes=(\d*)-(\d*)", span).groups()
+        start, stop = int(start), min(end, int(stop) + 1 if stop else end)
+        if start >= end:
+            return self._say(416, b"<Error><Code>InvalidRange</Code></Error>")
+        where = {"Content-Range": f"bytes {start}-{stop - 1}/{end}"}
+        return self._say(206, data[start:stop], ETag=tag, **where)
+
+    def _say(self, status, body=b"", **headers):
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        if status != 204:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments):
+        pass
+
+
+def _tag(content):
+    return f'"{hashlib.md5(content).hexdigest()}"'

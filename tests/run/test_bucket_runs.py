@@ -160,7 +160,7 @@ def test_the_record_has_each_line_once_though_it_is_written_late(bucket, monkeyp
         ("gs://other/run", None, "gs://other/run/.lock.json cannot be written: NOT_FO"),
         ("gs://bucket/run", 401, "gs://bucket/run/.lock.json cannot be read: "),
         ("gs://UPPER/run", None, "expected gs://BUCKET/NAME; got 'gs://UPPER/run'"),
-        ("s3://bucket/run", None, "the workdir must be a folder on a disk, .* or gs:/"),
+        ("abfs://bucket/run", None, "the workdir must be a folder on a disk, .* or s3"),
     ],
 )
 def test_what_is_no_bucket_of_ones_own_is_one_line(bucket, workdir, status, said):

@@ -77,9 +77,9 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", ["s3://a/b", "s3:/a/b"])
+@pytest.mark.parametrize("path", ["abfs://a/b", "abfs:/a/b"])
 def test_other_buckets_are_refused_with_both_slashes(path):
-    with pytest.raises(Refusal, match=r"a folder on a .*; got s3://a/b$"):
+    with pytest.raises(Refusal, match=r"a folder on a .*; got abfs://a/b$"):
         claim(path, CONFIG)
 
 

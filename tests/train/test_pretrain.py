@@ -345,8 +345,8 @@ def test_run_refuses_before_it_writes(change, message, tmp_path):
 
 
 def test_run_refuses_another_bucket_and_a_file_as_workdir(tmp_path):
-    with pytest.raises(ValueError, match="must be a folder.*got s3://b/run"):
-        train.run(SMALL, "s3://b/run", source=images())
+    with pytest.raises(ValueError, match="must be a folder.*got hdfs://b/run"):
+        train.run(SMALL, "hdfs://b/run", source=images())
     with pytest.raises(ValueError, match="expected gs://BUCKET/NAME; got 'gs:/B/run"):
         train.run(SMALL, Path("gs://B/run"), source=images())
     file = tmp_path / "file"

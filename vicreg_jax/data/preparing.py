@@ -74,7 +74,10 @@ def prepare(
             f"expected shards >= 1, shorter_side >= 0 and quality 0 to 100; got"
             f" {shards}, {shorter_side} and {quality}"
         )
-    if elsewhere := files.elsewhere(out):
+    elsewhere = files.elsewhere(out)
+    if files.kind(out) == "s3":
+        elsewhere = str(files.expanded(out))
+    if elsewhere:
         raise Refusal(
             "prepared images are written into a folder on a disk or gs://BUCKET/FOLDER;"
             f" got {elsewhere}"

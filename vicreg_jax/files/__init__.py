@@ -5,6 +5,7 @@ from vicreg_jax.files.buckets import (
     Place,
     Unreachable,
     in_bucket,
+    kind,
     unreachable,
 )
 from vicreg_jax.files.contents import (
@@ -57,6 +58,7 @@ __all__ = [
     "folder",
     "in_bucket",
     "is_number",
+    "kind",
     "matching",
     "move",
     "near",

@@ -1,4 +1,4 @@
-"""Files on a disk or in a Google Cloud Storage bucket (gs://...): one way for both."""
+"""Files on a disk or in a bucket (gs://..., s3://...): one way for both."""
 
 import functools
 import glob
@@ -51,7 +51,7 @@ def folder(path: str | os.PathLike) -> str:
 
 
 def elsewhere(path: str | os.PathLike) -> str:
-    """Returns the whole of a path such as s3://..., which is neither, else ""."""
+    """Returns the whole of a path such as hdfs://..., which is neither, else ""."""
     if in_bucket(path) or not re.match(r"\w{2,}:/", str(path)):
         return ""
     return re.sub(":/+", "://", str(path), count=1)  # a Path has lost a slash

@@ -55,13 +55,14 @@ def held(workdir: str | os.PathLike) -> Iterator[Path]:
     Of several processes (`jax.distributed`) each makes the same call.
 
     Raises:
-      Refusal: it is in another kind of bucket than gs://, or another process holds it.
+      Refusal: it is in another kind of bucket than gs:// and s3://, or another process
+        holds it.
       Unusable: it cannot be made or written to.
     """
     if elsewhere := files.elsewhere(workdir):
         raise Refusal(
             "the workdir must be a folder on a disk, of a mounted bucket perhaps, or"
-            f" gs://BUCKET/FOLDER; got {elsewhere}"
+            f" gs://BUCKET/FOLDER or s3://BUCKET/FOLDER; got {elsewhere}"
         )
     workdir = files.expanded(workdir)
     with contextlib.ExitStack() as until:

@@ -68,7 +68,7 @@ def load(
     if encoder is not None and stem:
         raise Refusal(f"encoder= has its own stem; leave out stem={stem!r}")
     if elsewhere := files.elsewhere(path):
-        raise Refusal(f"weights are read from a disk or gs://...; got {elsewhere}")
+        raise Refusal(f"weights are read from a disk, gs:// or s3://; got {elsewhere}")
     path = files.expanded(path).absolute()
     if path.is_file():
         return _load_file(path, encoder, stem)

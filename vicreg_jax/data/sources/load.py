@@ -19,7 +19,11 @@ from vicreg_jax.refusals import Refusal
 __all__ = ["load_splits"]
 
 FILES = ("folder", "prepared", "tfrecord", "huggingface")
-LOCAL = ("arrays", "huggingface")  # are read from a disk alone
+# What is read from a bucket; ArrayRecord and tfds know Google's alone.
+BY_ITSELF = {
+    "gs": ("prepared", "tfrecord", "folder", "tfds"),
+    "s3": ("tfrecord", "folder"),
+}
 
 
 def load_splits(
@@ -43,11 +47,12 @@ def load_splits(
       Refusal: there is no such data, it is in a bucket and should not be, or the
         classes of the test images are others.
     """
-    if data.name in LOCAL and files.in_bucket(data.path):
-        raise Refusal(
-            f"{data.path}: data.name={data.name} is read from a disk; from a bucket are"
-            " read prepared (see the task prepare), tfrecord, folder and tfds"
-        )
+    for bucket, names in BY_ITSELF.items():
+        if files.kind(data.path) == bucket and data.name not in names:
+            raise Refusal(
+                f"{data.path}: data.name={data.name} is not read from {bucket}://, as"
+                f" are {', '.join(names)}; mount the bucket, or copy the images"
+            )
     if data.name == "digits":
         return load_digits(validation=data.validation)
     if data.name == "arrays":
