@@ -94,7 +94,7 @@ def test_its_optimizer_is_that_of_the_recipe():
     chex.assert_trees_all_close(*seen, rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_runs_and_beats_raw_pixels():
     done = subprocess.run(
         [sys.executable, "-W", "error", str(PATH)],

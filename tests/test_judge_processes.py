@@ -29,8 +29,15 @@ def start(name, run, workdir, processes, devices, *flags):
     return start_processes(workdir, processes, devices, *flags, base=(config,))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [  # fine-tuning is what linear is, with other parameters
+        pytest.param(
+            x, marks=getattr(pytest.mark, "long" if x == "finetune" else "slow")
+        )
+        for x in NAMES
+    ],
+)
 def test_two_processes_find_what_one_finds_and_only_the_first_speaks(
     name, run, tmp_path
 ):

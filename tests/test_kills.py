@@ -108,7 +108,7 @@ def check(name, run, folder, *, kills, processes=1):
     print(f"{name}: killed after steps {killed}, {writing} times while it was saving")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name, kills", [("linear", 3), ("finetune", 2)])
 def test_an_evaluation_killed_again_and_again_ends_like_an_uninterrupted_one(
     name, kills, run, tmp_path

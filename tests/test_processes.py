@@ -142,8 +142,13 @@ OTHERS = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("field, text", OTHERS)
+@pytest.mark.parametrize(
+    "field, text",
+    [
+        pytest.param(*x, marks=pytest.mark.long if 0 < i < 11 else pytest.mark.slow)
+        for i, x in enumerate(OTHERS)
+    ],
+)
 def test_processes_of_different_configs_all_end_with_one_line(field, text, tmp_path):
     own = {1: (f"--config.{field}",)}
     statuses, said = finish(start_processes(tmp_path / "run", 2, 1, own=own))

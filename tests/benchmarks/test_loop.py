@@ -16,7 +16,7 @@ def benchmark(*flags):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_benchmark_of_the_loop_runs_and_its_numbers_fit_together(tmp_path):
     out = tmp_path / "loop.json"
     sizes = ("--encoder=digits", "--image_size=8", "--batch_size=4")

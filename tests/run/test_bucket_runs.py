@@ -25,6 +25,7 @@ from vicreg_jax.run.metrics_file import Writer
 RUN = "gs://bucket/a b/run"
 FLAGS = (DIGITS, *TINY, "--config.evaluate.draws=0")  # 4 epochs of 14 steps
 FOLDER = f"{RUN}/checkpoints"
+LONG = pytest.mark.long
 
 
 def record(bucket):
@@ -188,8 +189,13 @@ KILLS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", KILLS)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(x, marks=pytest.mark.slow if x == "in the middle of" else LONG)
+        for x in KILLS
+    ],
+)
 def test_a_run_killed_at_any_moment_of_a_save_is_the_run_on_a_disk(
     bucket, disk, moment
 ):
@@ -280,7 +286,7 @@ def test_what_follows_a_run_is_the_same_in_a_bucket_as_on_a_disk(bucket, disk):
     "task",
     [
         pytest.param("linear", marks=pytest.mark.slow),
-        pytest.param("finetune", marks=pytest.mark.long),
+        pytest.param("finetune", marks=LONG),
     ],
 )
 def test_a_judge_killed_in_a_bucket_ends_as_on_a_disk(bucket, disk, task, tmp_path):
