@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.records import lines, without_times
 from helpers.runs import SMALL, checkpoint_hash, images
+from PIL import Image
 
 from vicreg_jax import config as configs
 from vicreg_jax import train
@@ -96,6 +97,23 @@ def test_tensorflows_and_pytorchs_own_are_read():
     source = Stream(loader)
     assert is_stream(loader) and len(source) == 63  # full batches, as far as it tells
     np.testing.assert_array_equal(take(source, 1)[0], PIXELS[16:32])
+
+
+def test_iterable_data_sets_of_pytorch_and_hugging_face_are_read():
+    data = pytest.importorskip("torch").utils.data
+
+    class Own(data.IterableDataset):
+        def __iter__(self):
+            return iter(PIXELS)
+
+    hub = pytest.importorskip("datasets")
+    colours = np.repeat(PIXELS, 3, axis=3)
+    made = hub.Dataset.from_dict({"image": [Image.fromarray(x) for x in colours]})
+    kept = made.cast_column("image", hub.Image()).to_iterable_dataset()
+    for source, want in ((Own(), PIXELS), (kept, colours)):
+        assert is_stream(source)
+        found = take(Stream(source, examples=60), 1)[0]
+        np.testing.assert_array_equal(found, want[16:32])
 
 
 def test_what_has_positions_is_no_stream():

@@ -34,7 +34,8 @@ KEPT = 8  # states, of the last checkpoints
 def is_stream(given: Any) -> bool:
     """Tells whether something gives images in its own order alone."""
     begins = hasattr(given, "__iter__") or callable(given)
-    return begins and not hasattr(given, "__getitem__")
+    # IterableDataset of PyTorch has inherited a __getitem__, but no length.
+    return begins and not (hasattr(given, "__getitem__") and hasattr(given, "__len__"))
 
 
 class Stream:
