@@ -17,7 +17,8 @@ MODULES = sorted(
 )
 PUBLIC = [
     *(losses.vicreg, losses.invariance, losses.variance, losses.covariance),
-    *(losses.agreement, losses.simclr, optim.sgd, optim.rising),
+    *(losses.agreement, losses.simclr, losses.sigreg, losses.visreg),
+    *(optim.sgd, optim.rising),
     *(losses.barlow_twins, models.create, models.spec, methods.named),
     *(optim.lars, optim.adamw, optim.warmup_cosine, config.Config.parse),
     *(plan.permutation, plan.uniforms, weights.Encoder, weights.load),

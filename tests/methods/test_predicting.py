@@ -1,9 +1,10 @@
-"""SimCLR, SimSiam, BYOL, predictors and regularizers, against NumPy and themselves."""
+"""Methods but the first two, predictors, regularizers, against NumPy and themselves."""
 
 import dataclasses
 import shutil
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from vicreg_jax.run.state import TrainState
 from vicreg_jax.train import build
 
 NEW = ("simclr", "simsiam", "byol")
+SKETCHED = ("sigreg", "visreg")
 TABLE4 = (
     *("byol", "simsiam", "simsiam_plain", "simsiam_bare", "vicreg_predictor_plain"),
     *("vicreg_predictor", "vicreg", "vicreg_plain"),
@@ -47,7 +49,7 @@ def made(name, weights=None, predictor=True, **head):
 
 def outputs(n=6, v=2, d=8):
     z, p, t = np.random.default_rng(0).normal(size=(3, n, v, d)).astype(np.float32)
-    return methods.Outputs(z, z, p, t)
+    return methods.Outputs(z, z, p, t, jax.random.key(3))
 
 
 def cosine(a, b):
@@ -57,7 +59,7 @@ def cosine(a, b):
 
 def test_the_losses_are_those_of_their_papers():
     o = outputs()
-    z, p, t = ([x[:, i] for i in (0, 1)] for x in o[1:])
+    z, p, t = ([x[:, i] for i in (0, 1)] for x in o[1:4])
     simsiam = -(cosine(p[0], z[1]) + cosine(p[1], z[0])) / 2
     byol = 2 - 2 * cosine(p[0], t[1]) + 2 - 2 * cosine(p[1], t[0])
     vicreg = (np.mean((p[0] - z[1]) ** 2) + np.mean((p[1] - z[0]) ** 2)) / 2
@@ -81,7 +83,7 @@ def test_simsiam_has_no_gradient_towards_what_is_predicted():
     assert not np.any(jax.grad(value)(jnp.asarray(o.embeddings)))
 
 
-@pytest.mark.parametrize("name", ["barlow_twins", *NEW])
+@pytest.mark.parametrize("name", ["barlow_twins", *NEW, *SKETCHED])
 def test_any_method_takes_variance_and_covariance_of_the_embeddings(name):
     o = outputs()
     method = made(name, {"variance": 3.0, "covariance": 0.5})
@@ -140,7 +142,7 @@ def test_the_target_of_byol_follows_by_a_cosine():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", NEW + SKETCHED)
 def test_an_interrupted_run_is_the_uninterrupted_one_and_its_loss_falls(name, tmp_path):
     predictor = (8,) if methods.METHODS[name].takes_predictor else ()
     model = SMALL["model"] | dict(predictor=predictor)
@@ -156,8 +158,39 @@ def test_an_interrupted_run_is_the_uninterrupted_one_and_its_loss_falls(name, tm
     again = train.run(config, half, source=images())
     chex.assert_trees_all_equal(again.state, whole.state)
     found = lines(tmp_path / "whole")
-    assert found[-1]["loss"] < found[0]["loss"] and "direction_std" in found[0]
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert ("direction_std" in found[0]) == (name in NEW)
     assert ("target" in whole.state.others()) == (name == "byol")
+
+
+def test_directions_are_new_in_each_step_and_the_same_again():
+    class Flat(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            return x.reshape(len(x), -1)
+
+    method = methods.Sigreg(Flat(), models.Expander((8,)))
+    views = jax.random.normal(jax.random.key(1), (4, 2, 2, 2, 1))
+    variables = method.init(jax.random.key(0), views)
+
+    @jax.jit
+    def terms(step):
+        key = train.dropout_key(0, step)
+        return method.loss(method.forward(variables, views, key=key)[0])
+
+    zero, one, again = (terms(step) for step in (0, 1, 0))
+    chex.assert_trees_all_equal(zero, again)
+    assert zero["sigreg"] != one["sigreg"] and zero["prediction"] == one["prediction"]
+
+
+@pytest.mark.parametrize("name", SKETCHED)
+def test_embeddings_of_unit_length_have_no_standard_deviation_of_one(name):
+    with pytest.raises(Refusal, match="set config.model.embedding_norm to") as caught:
+        made(name, norm="l2")
+    assert "\n" not in str(caught.value)
+    start = {"embedding_std": 1.0, "embedding_rank": 9.0}
+    verdict = methods.METHODS[name].health(start, start | {"embedding_std": 0.05}, {})
+    assert not verdict.healthy and "target 1" in verdict.reason
 
 
 @pytest.mark.parametrize("name", NEW)

@@ -214,7 +214,7 @@ class Config(Settings):
     task: Literal["pretrain", "prepare"] = "pretrain"
     seed: Seed = 0
     epochs: Positive[int] = 100
-    method: str = "vicreg"  # or barlow_twins, simclr, simsiam, byol
+    method: str = "vicreg"  # or another of methods.METHODS
     # Term -> weight; a term that is left out has the weight that the method published.
     # Any method takes variance and covariance, too, of the embeddings; left out: zero.
     loss: dict[str, NotNegative[float]] = field(default_factory=dict)

@@ -6,6 +6,7 @@ under jit, on batches sharded over a mesh and, with `axis_name`, inside shard_ma
 
 from vicreg_jax.losses._barlow_twins import BarlowTwinsTerms, barlow_twins
 from vicreg_jax.losses._directions import SimclrTerms, agreement, simclr, unit
+from vicreg_jax.losses._sketched import SigregTerms, VisregTerms, sigreg, visreg
 from vicreg_jax.losses._vicreg import (
     VicregTerms,
     covariance,
@@ -16,14 +17,18 @@ from vicreg_jax.losses._vicreg import (
 
 __all__ = [
     "BarlowTwinsTerms",
+    "SigregTerms",
     "SimclrTerms",
     "VicregTerms",
+    "VisregTerms",
     "agreement",
     "barlow_twins",
     "covariance",
     "invariance",
+    "sigreg",
     "simclr",
     "unit",
     "variance",
     "vicreg",
+    "visreg",
 ]

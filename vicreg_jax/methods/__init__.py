@@ -16,9 +16,11 @@ from vicreg_jax.methods.barlow_twins import BarlowTwins
 from vicreg_jax.methods.byol import Byol
 from vicreg_jax.methods.health import Verdict
 from vicreg_jax.methods.method import REGULARIZERS, Method, Outputs
+from vicreg_jax.methods.sigreg import Sigreg
 from vicreg_jax.methods.simclr import Simclr
 from vicreg_jax.methods.simsiam import Simsiam
 from vicreg_jax.methods.vicreg import Vicreg
+from vicreg_jax.methods.visreg import Visreg
 from vicreg_jax.refusals import Refusal
 
 __all__ = [
@@ -28,10 +30,12 @@ __all__ = [
     "Byol",
     "Method",
     "Outputs",
+    "Sigreg",
     "Simclr",
     "Simsiam",
     "Verdict",
     "Vicreg",
+    "Visreg",
     "named",
 ]
 
@@ -41,6 +45,8 @@ METHODS: dict[str, type[Method]] = {
     "simclr": Simclr,
     "simsiam": Simsiam,
     "byol": Byol,
+    "sigreg": Sigreg,
+    "visreg": Visreg,
 }
 
 

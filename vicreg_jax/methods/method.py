@@ -27,6 +27,7 @@ class Outputs(NamedTuple):
     embeddings: jax.Array  # [n, v, d], of the expander: what a loss sees
     predictions: jax.Array | None = None  # [n, v, d], of the predictor, if there is one
     targets: jax.Array | None = None  # [n, v, d], of the target, if there is one
+    key: jax.Array | None = None  # of what a loss draws in a step
 
 
 class Method:
@@ -126,7 +127,8 @@ class Method:
 
         Args:
           views: [n, v, h, w, c].
-          key: of dropout, should the encoder have any.
+          key: of what is random in a step: dropout, if there is any, and what the loss
+            draws.
           capture: also keeps the output of every layer, as "intermediates".
         """
         outputs, kept = self.module.apply(
@@ -137,7 +139,8 @@ class Method:
             capture_intermediates=capture,
             rngs={"dropout": key},
         )
-        return Outputs(*outputs), kept
+        # 1 is that of a target's dropout.
+        return Outputs(*outputs, key=jax.random.fold_in(key, 2)), kept
 
     def loss(self, outputs: Outputs) -> dict[str, jax.Array]:
         """Returns the unweighted terms by name: scalars of the global batch.

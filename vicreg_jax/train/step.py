@@ -40,7 +40,7 @@ def make_train_step(
       method: what is trained, such as `methods.Vicreg(encoder, expander)`.
       tx: any optax transformation.
       mesh: of one axis, "data".
-      seed: of dropout, should the encoder have any.
+      seed: of what is random in a step: dropout, directions of a sketch.
       render: batch -> views [n, v, h, w, c]; by default the batch is that array.
       batch_sharding: of the batch, or of its parts; by default the leading axis of
         everything is divided over the mesh.
