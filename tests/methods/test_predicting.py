@@ -37,13 +37,14 @@ def checked(variant):
     return Config.parse(dataclasses.replace(config, data=data))
 
 
-def made(name, weights=None, predictor=True, **head):
+def made(name, weights=None, predictor=True, stop_gradient=True, **head):
     takes = predictor and methods.METHODS[name].takes_predictor
     return methods.METHODS[name](
         models.create("digits"),
         models.Expander((16, 8), **head),
         weights,
         predictor=models.Expander((4, 8), bias=True) if takes else None,
+        stop_gradient=stop_gradient,
     )
 
 
@@ -74,13 +75,20 @@ def test_the_losses_are_those_of_their_papers():
     assert float(made("simsiam").loss(bare)["distance"]) == pytest.approx(want, 1e-5)
 
 
-def test_simsiam_has_no_gradient_towards_what_is_predicted():
-    o, method = outputs(), made("simsiam")
+def test_simsiam_has_a_gradient_towards_what_is_predicted_only_where_it_is_told_so():
+    o = outputs()
+    z, p = jnp.asarray(o.embeddings), jnp.asarray(o.predictions)
 
-    def value(z):
-        return method.loss(o._replace(embeddings=z))["distance"]
+    def gradient(**options):
+        method = made("simsiam", **options)
+        return jax.grad(lambda z: method.loss(o._replace(embeddings=z))["distance"])(z)
 
-    assert not np.any(jax.grad(value)(jnp.asarray(o.embeddings)))
+    assert not np.any(gradient())
+    # Of -cos(p, z): (cos z / |z| - p / |p|) / |z|, over n rows and two orders.
+    length = np.linalg.norm(z, axis=2, keepdims=True)
+    u, w = z / length, (p / np.linalg.norm(p, axis=2, keepdims=True))[:, ::-1]
+    want = (np.sum(u * w, axis=2, keepdims=True) * u - w) / length / len(z) / 2
+    np.testing.assert_allclose(gradient(stop_gradient=False), want, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["barlow_twins", *NEW, *SKETCHED])
@@ -212,6 +220,15 @@ def test_every_row_of_tables_4_and_8_is_a_recipe():
     assert config.loss == {"distance": 1.0, "variance": 1.0, "covariance": 0.01}
     with pytest.raises(Refusal, match="no variant 'moco'; there are byol"):
         recipes.read("paper/table4:moco")
+
+
+def test_a_config_without_stop_gradient_is_for_simsiam():
+    config = Config.parse(SMALL | dict(method="simsiam", stop_gradient=False))
+    assert not build.method(config, None, None).stop_gradient
+    config = dataclasses.replace(config, method="byol")
+    with pytest.raises(Refusal, match="Byol stops no gradient; leave") as caught:
+        build.method(config, None, None)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_predictor_for_a_method_that_takes_none_is_refused():

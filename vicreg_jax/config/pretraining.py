@@ -220,6 +220,7 @@ class Config(Settings):
     loss: dict[str, NotNegative[float]] = field(default_factory=dict)
     # Share of itself that a target (byol) keeps in a step; it rises to 1 by a cosine.
     target_momentum: Probability[float] = 0.99
+    stop_gradient: bool = True  # simsiam: of the embedding that is predicted
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)

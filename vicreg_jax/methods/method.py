@@ -45,10 +45,11 @@ class Method:
       expander: representations -> embeddings, like `models.Expander`.
       weights: of some terms, instead of the published ones.
       predictor: embeddings -> predictions, for the methods that take one.
+      stop_gradient: of what is predicted, for the methods that stop one.
 
     Raises:
       Refusal: a weight is negative or for a term that the method does not have, all of
-        them are zero, or the method takes no predictor.
+        them are zero, or the method takes no predictor or stops no gradient.
     """
 
     # By default the name of the class.
@@ -56,6 +57,7 @@ class Method:
     # Of the terms in the total, as published.
     weights: ClassVar[Mapping[str, float]] = {}
     takes_predictor: ClassVar[bool] = False
+    stops_gradient: ClassVar[bool] = False
     # Step -> the share of itself that a target keeps; a run sets its schedule.
     target_momentum: Callable[[jax.Array], Any] = staticmethod(lambda step: 0.99)
 
@@ -70,14 +72,21 @@ class Method:
         weights: Mapping[str, float] | None = None,
         *,
         predictor: nn.Module | None = None,
+        stop_gradient: bool = True,
     ):
         if predictor is not None and not self.takes_predictor:
             raise Refusal(
                 f"{type(self).__name__} takes no predictor; leave"
                 " config.model.predictor empty, or take vicreg, simsiam or byol"
             )
+        if not (stop_gradient or self.stops_gradient):
+            raise Refusal(
+                f"{type(self).__name__} stops no gradient; leave config.stop_gradient"
+                " True, or take simsiam"
+            )
         self.encoder = encoder
         self.expander = expander
+        self.stop_gradient = stop_gradient
         self.module = models.JointEmbedding(encoder, expander, predictor)
         self.weights = self.weighed(weights or {})
 

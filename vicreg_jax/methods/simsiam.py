@@ -10,7 +10,8 @@ __all__ = ["Simsiam"]
 class Simsiam(Directions):
     """Minimizes -cos(p_i, stop(z_j)), averaged over ordered pairs of views i, j.
 
-    Without a predictor p is z; then it collapses, and the paper has that row, too.
+    Without a predictor p is z, without `stop_gradient` stop(z) is z; then it collapses
+    unless a regularizer holds it apart.
 
     Source: arXiv:2011.10566, eq. 1 to 4.
     """
@@ -18,7 +19,10 @@ class Simsiam(Directions):
     title = "SimSiam"
     weights = {"distance": 1.0}
     takes_predictor = True
+    stops_gradient = True
 
     def loss(self, outputs):
-        aims = jax.lax.stop_gradient(self.views_of(outputs))
+        aims = self.views_of(outputs)
+        if self.stop_gradient:
+            aims = jax.lax.stop_gradient(aims)
         return {"distance": -self.mean_cosine(self.predicted(outputs), aims)}

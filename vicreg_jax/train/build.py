@@ -102,6 +102,7 @@ def method(
         )
     parts = encoder, models.Expander(**config.model.head(), dtype=dtype), config.loss
     options = {"predictor": _predictor(config)} if config.model.predictor else {}
+    options |= {} if config.stop_gradient else {"stop_gradient": False}
     made = made or methods.named(config.method)
     found = made(*parts, **options) if _takes(made, parts, options) else None
     if not isinstance(found, Method):
