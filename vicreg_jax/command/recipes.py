@@ -126,7 +126,7 @@ def override(
     """
     named = config.loss if isinstance(config, Config) else {}
     if isinstance(config, Config):  # any method can be given these, too
-        zeros = dict.fromkeys(methods.REGULARIZERS, 0.0)
+        zeros = dict.fromkeys([*methods.REGULARIZERS, *methods.SECOND], 0.0)
         config = dataclasses.replace(config, loss={**named, **zeros, **named})
     known, everything = values(config), fields.flat(config)
     for name in given:
@@ -152,7 +152,8 @@ def override(
         raise Refusal(one_line(error)) from error
     found = fields.build(type(config), flag.value)
     if isinstance(found, Config):
-        loss = {name: x for name, x in found.loss.items() if x or name in named}
+        said = {*named, *(name.removeprefix("loss.") for name in given)}
+        loss = {name: x for name, x in found.loss.items() if x or name in said}
         found = dataclasses.replace(found, loss=loss)
     return found
 

@@ -136,6 +136,10 @@ class Model:
     expander_bias: bool = False  # of the last layer; the loss does not see it
     expander_norm: bool = True  # BatchNorm in its hidden layers, and the predictor's
     embedding_norm: Literal["none", "batch", "l2"] = "none"  # at the expander's end
+    # Of a second branch with weights of its own, for the second, fourth, ... view, of
+    # the same width and stem; "": all views go through the first.
+    second_encoder: str = ""
+    second_expander: tuple[Positive[int], ...] = ()  # (): as the first branch's
     # Hidden widths between the embedding and its prediction; (): no predictor.
     predictor: tuple[Positive[int], ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"  # computing; parameters: float32
@@ -271,6 +275,11 @@ class Config(Settings):
             yield (
                 "config.model.expander must end in 2 or more; got"
                 f" {self.model.expander}"
+            )
+        if self.model.second_expander and not self.model.second_encoder:
+            yield (
+                "config.model.second_expander is of a second branch, and there is none:"
+                " config.model.second_encoder is empty"
             )
         if warmup >= self.epochs:  # by default it is a tenth
             shorter = max(self.epochs // 10, min(1, self.epochs - 1))

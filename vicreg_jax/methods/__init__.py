@@ -15,7 +15,7 @@ A method of your own is a subclass of `Method`:
 from vicreg_jax.methods.barlow_twins import BarlowTwins
 from vicreg_jax.methods.byol import Byol
 from vicreg_jax.methods.health import Verdict
-from vicreg_jax.methods.method import REGULARIZERS, Method, Outputs
+from vicreg_jax.methods.method import REGULARIZERS, SECOND, Method, Outputs
 from vicreg_jax.methods.sigreg import Sigreg
 from vicreg_jax.methods.simclr import Simclr
 from vicreg_jax.methods.simsiam import Simsiam
@@ -26,6 +26,7 @@ from vicreg_jax.refusals import Refusal
 __all__ = [
     "METHODS",
     "REGULARIZERS",
+    "SECOND",
     "BarlowTwins",
     "Byol",
     "Method",

@@ -23,6 +23,7 @@ class Byol(Directions):
     title = "BYOL"
     weights = {"distance": 1.0}
     takes_predictor = True
+    takes_second = False  # the target is that
 
     def init(self, key, views):
         variables = super().init(key, views)

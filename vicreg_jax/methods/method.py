@@ -12,18 +12,22 @@ from vicreg_jax import losses, models
 from vicreg_jax.methods import health
 from vicreg_jax.refusals import Refusal
 
-__all__ = ["REGULARIZERS", "Method", "Outputs"]
+__all__ = ["REGULARIZERS", "SECOND", "Method", "Outputs"]
 
 # What a step logs beside the terms.
 TAKEN = ("step", "loss", "grad_norm", "skipped_in_a_row", "skipped_steps")
 # Terms of the embeddings that every method can be given a weight for.
 REGULARIZERS = {"variance": losses.variance, "covariance": losses.covariance}
+# Their parts of the second, fourth, ... view, where those have a weight of their own.
+SECOND = {f"second_{name}": name for name in REGULARIZERS}
 
 
 class Outputs(NamedTuple):
     """What the views of n images become; v views each."""
 
-    representations: jax.Array  # [n, v, f], of the encoder: what is used afterwards
+    # [n, v, f], of the encoder: what is used afterwards. With a second branch they are
+    # of the first one's views alone.
+    representations: jax.Array
     embeddings: jax.Array  # [n, v, d], of the expander: what a loss sees
     predictions: jax.Array | None = None  # [n, v, d], of the predictor, if there is one
     targets: jax.Array | None = None  # [n, v, d], of the target, if there is one
@@ -35,10 +39,13 @@ class Method:
 
     A subclass names its terms in `weights` and computes them in `loss`. Given a weight,
     "variance" and "covariance" of the embeddings are terms of any method, averaged and
-    added over the views as in `losses.vicreg`. It may also
-    have a `title` for tables, and override how variables begin (`init`), what the views
-    become (`forward`), what follows a step (`after_step`), and what is worth logging or
-    a warning (`statistics`, `health`).
+    added over the views as in `losses.vicreg`. Given a weight for "second_variance",
+    that is the part of the second, fourth, ... view, and "variance" what is left; the
+    two add up to the term of all views. So does "second_covariance".
+
+    A subclass may also have a `title` for tables, and override how variables begin
+    (`init`), what the views become (`forward`), what follows a step (`after_step`), and
+    what is worth logging or a warning (`statistics`, `health`).
 
     Args:
       encoder: images [n, h, w, c] -> representations [n, f].
@@ -46,10 +53,13 @@ class Method:
       weights: of some terms, instead of the published ones.
       predictor: embeddings -> predictions, for the methods that take one.
       stop_gradient: of what is predicted, for the methods that stop one.
+      second: encoder and expander of a second branch, for the second, fourth, ... view,
+        with weights of its own; it has a predictor like that of the first.
 
     Raises:
       Refusal: a weight is negative or for a term that the method does not have, all of
-        them are zero, or the method takes no predictor or stops no gradient.
+        them are zero, or the method takes no predictor or no second branch, or stops no
+        gradient.
     """
 
     # By default the name of the class.
@@ -58,6 +68,7 @@ class Method:
     weights: ClassVar[Mapping[str, float]] = {}
     takes_predictor: ClassVar[bool] = False
     stops_gradient: ClassVar[bool] = False
+    takes_second: ClassVar[bool] = True
     # Step -> the share of itself that a target keeps; a run sets its schedule.
     target_momentum: Callable[[jax.Array], Any] = staticmethod(lambda step: 0.99)
 
@@ -73,6 +84,7 @@ class Method:
         *,
         predictor: nn.Module | None = None,
         stop_gradient: bool = True,
+        second: tuple[nn.Module, nn.Module] | None = None,
     ):
         if predictor is not None and not self.takes_predictor:
             raise Refusal(
@@ -84,16 +96,25 @@ class Method:
                 f"{type(self).__name__} stops no gradient; leave config.stop_gradient"
                 " True, or take simsiam"
             )
+        if second is not None and not self.takes_second:
+            raise Refusal(
+                f"{type(self).__name__} takes no second branch; leave"
+                " config.model.second_encoder empty, or take vicreg, barlow_twins,"
+                " simclr or simsiam"
+            )
+        if second is not None:  # copies, as flax shares the weights of one object
+            parts = [x and x.clone() for x in (*second, predictor)]
+            second = models.JointEmbedding(*parts)
         self.encoder = encoder
         self.expander = expander
         self.stop_gradient = stop_gradient
-        self.module = models.JointEmbedding(encoder, expander, predictor)
+        self.module = models.JointEmbedding(encoder, expander, predictor, second)
         self.weights = self.weighed(weights or {})
 
     @classmethod
     def weighed(cls, given: Mapping[str, float]) -> dict[str, float]:
         """Returns the weights of all terms: the given ones, else the published."""
-        known = {**cls.weights, **dict.fromkeys(REGULARIZERS, 0.0)}
+        known = {**cls.weights, **dict.fromkeys([*REGULARIZERS, *SECOND], 0.0)}
         unknown = [name for name in given if name not in known]
         if unknown:
             raise Refusal(
@@ -104,8 +125,10 @@ class Method:
         for name, weight in weights.items():
             if not 0 <= weight < math.inf:
                 raise Refusal(f"config.loss.{name} must be zero or more; got {weight}")
-        # A regularizer without a weight is as good as not named: it costs nothing.
-        weights = {k: x for k, x in weights.items() if x or k in cls.weights}
+        # A regularizer without a weight is as good as not named: it costs nothing. One
+        # of the second branch takes its views from the other, whatever its weight.
+        kept = {*cls.weights, *SECOND}
+        weights = {k: x for k, x in weights.items() if x or k in kept}
         if not any(weights.values()):
             raise Refusal(
                 f"config.loss: all weights of {cls.__name__} are zero"
@@ -186,12 +209,21 @@ class Method:
         """Returns what `loss` does, and the regularizers that have a weight."""
         terms = self._checked(self.loss(outputs))
         views = self.views_of(outputs)
-        for name in self.weights:
-            if name not in terms:
-                factor = 2 if name == "covariance" else 1  # as in `losses.vicreg`
-                values = [REGULARIZERS[name](z) for z in views]
-                terms[name] = factor * sum(values) / len(values)
+        for name, second in zip(REGULARIZERS, SECOND, strict=True):
+            parts = {name: views}
+            if second in self.weights:
+                parts = {name: views[::2], second: views[1::2]}
+                terms.pop(name, None)
+            for part, seen in parts.items():
+                if part in self.weights and part not in terms:
+                    factor = 2 if name == "covariance" else 1  # as in `losses.vicreg`
+                    total = sum(self.regularizer(name, z) for z in seen)
+                    terms[part] = factor * total / len(views)
         return terms
+
+    def regularizer(self, name: str, z: jax.Array) -> jax.Array:
+        """Returns the variance or covariance of the embeddings [n, d] of one view."""
+        return REGULARIZERS[name](z)
 
     def _checked(self, terms):
         name = type(self).__name__

@@ -26,8 +26,7 @@ class Vicreg(Method):
 
     def loss(self, outputs):
         z = self.views_of(outputs)
-        gamma = z[0].shape[1] ** -0.5 if self.has_unit_length else 1.0
-        terms = vars(losses.vicreg(*z, gamma=gamma))
+        terms = vars(losses.vicreg(*z, gamma=self._gamma(z[0])))
         if outputs.predictions is None:
             return terms
         p = self.views_of(outputs, "predictions")
@@ -35,12 +34,21 @@ class Vicreg(Method):
         distance = sum(losses.invariance(p[i], z[j]) for i, j in pairs) / len(pairs)
         return terms | {"invariance": distance}
 
+    def regularizer(self, name, z):
+        if name == "variance":
+            return losses.variance(z, gamma=self._gamma(z))
+        return super().regularizer(name, z)
+
+    def _gamma(self, z):
+        return z.shape[1] ** -0.5 if self.has_unit_length else 1.0
+
     def statistics(self, representation, embedding, terms):
         if "covariance" not in terms:
             return {}
         n, d = embedding.shape
         floor = 2 * max(d - 1, 1) / (n - 1)  # of two uncorrelated views
-        return {"covariance_over_noise": terms["covariance"] / floor}
+        found = terms["covariance"] + terms.get("second_covariance", 0.0)
+        return {"covariance_over_noise": found / floor}
 
     @classmethod
     def health(cls, start, now, weights):

@@ -1,5 +1,6 @@
 """What sits on top of an encoder: the expander, and both as one module."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vicreg_jax.models.norm import BatchNorm
+from vicreg_jax.refusals import Refusal
 
 __all__ = ["Expander", "JointEmbedding", "linear"]
 
@@ -77,13 +79,31 @@ class JointEmbedding(nn.Module):
     The representation is what is used afterwards, the embedding what the loss sees.
     Views [n, v, h, w, c] become ([n, v, f], [n, v, d]), in one pass where the encoder
     says that it `takes_views`, else in one pass for each view, in order.
+
+    With a `second` branch the views take turns: the first, third, ... go through the
+    parts here, the others through that. Representations are then those of the first
+    branch alone, [n, (v + 1) // 2, f], as those of the second may be of another width.
     """
 
     encoder: nn.Module
     expander: nn.Module
     predictor: nn.Module | None = None
+    second: nn.Module | None = None  # another JointEmbedding
 
     def __call__(self, images: jax.Array, *, train: bool):
+        if self.second is None or images.ndim < 5:
+            return self._outputs(images, train)
+        representation, *own = self._outputs(images[:, ::2], train)
+        _, *others = self.second(images[:, 1::2], train=train)
+        widths = own[0].shape[-1], others[0].shape[-1]
+        if widths[0] != widths[1]:
+            raise Refusal(
+                f"the branches embed in {widths[0]} and {widths[1]} dimensions; end"
+                " model.expander and model.second_expander in one width"
+            )
+        return representation, *map(_in_turn, own, others)
+
+    def _outputs(self, images, train):
         if images.ndim == 5 and not getattr(self.encoder, "takes_views", False):
             views = jnp.unstack(images, axis=1)
             seen = [self.encoder(view, train=train) for view in views]
@@ -94,3 +114,10 @@ class JointEmbedding(nn.Module):
         if self.predictor is None:
             return representation, embedding
         return representation, embedding, self.predictor(embedding, train=train)
+
+
+def _in_turn(a, b):
+    """Returns views [n, v, d], one of a, one of b, and so on."""
+    pairs = itertools.zip_longest(*(jnp.unstack(x, axis=1) for x in (a, b)))
+    views = [x for pair in pairs for x in pair if x is not None]
+    return jnp.stack(views, axis=1)

@@ -103,6 +103,8 @@ def method(
     parts = encoder, models.Expander(**config.model.head(), dtype=dtype), config.loss
     options = {"predictor": _predictor(config)} if config.model.predictor else {}
     options |= {} if config.stop_gradient else {"stop_gradient": False}
+    if config.model.second_encoder:
+        options["second"] = _second(config)
     made = made or methods.named(config.method)
     found = made(*parts, **options) if _takes(made, parts, options) else None
     if not isinstance(found, Method):
@@ -112,6 +114,14 @@ def method(
             " or a name as config.method"
         )
     return found
+
+
+def _second(config):
+    """Returns encoder and expander of the second branch."""
+    model, dtype = config.model, jnp.dtype(config.model.dtype)
+    head = model.head() | {"widths": model.second_expander or model.expander}
+    encoder = models.create(**model.spec() | {"name": model.second_encoder})
+    return encoder, models.Expander(**head, dtype=dtype)
 
 
 def _predictor(config):

@@ -91,6 +91,11 @@ def run(
             state = session.state
         else:
             state = session.train()
+            if second := job.config.model.second_encoder:
+                session.bar.note(
+                    f"the second branch ({second}) is no part of the result:"
+                    " evaluations and exports take the encoder of the first"
+                )
     trained = build.trained(job.method, state, job.config, source=str(workdir))
     return Trained(trained, state)
 
@@ -203,6 +208,8 @@ class Pretraining(Job):
         model = config.model.encoder
         if models.spec(method.encoder) is None:
             model = type(method.encoder).__name__
+        if config.model.second_encoder:
+            model += f" and, with weights of its own, {config.model.second_encoder}"
         dropped = len(self.images) - self.epoch * config.data.batch_size
         by = {"": "", "threads": ", read by threads", "tf_data": ", read by tf.data"}
         lines = [
