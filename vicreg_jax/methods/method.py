@@ -44,6 +44,7 @@ class Method:
       expander: representations -> embeddings, like `models.Expander`.
       weights: of some terms, instead of the published ones.
       predictor: embeddings -> predictions, for the methods that take one.
+      frozen_norm: see `models.JointEmbedding`.
 
     Raises:
       Refusal: a weight is negative or for a term that the method does not have, all of
@@ -69,6 +70,7 @@ class Method:
         weights: Mapping[str, float] | None = None,
         *,
         predictor: nn.Module | None = None,
+        frozen_norm: bool = False,
     ):
         if predictor is not None and not self.takes_predictor:
             raise Refusal(
@@ -77,7 +79,7 @@ class Method:
             )
         self.encoder = encoder
         self.expander = expander
-        self.module = models.JointEmbedding(encoder, expander, predictor)
+        self.module = models.JointEmbedding(encoder, expander, predictor, frozen_norm)
         self.weights = self.weighed(weights or {})
 
     @classmethod

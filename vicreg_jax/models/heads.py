@@ -1,6 +1,7 @@
 """What sits on top of an encoder: the expander, and both as one module."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -77,19 +78,24 @@ class JointEmbedding(nn.Module):
     The representation is what is used afterwards, the embedding what the loss sees.
     Views [n, v, h, w, c] become ([n, v, f], [n, v, d]), in one pass where the encoder
     says that it `takes_views`, else in one pass for each view, in order.
+
+    With `frozen_norm` the encoder is in inference mode in training, too: BatchNorm
+    takes its running statistics, which stay, and there is no dropout. It learns all the
+    same.
     """
 
     encoder: nn.Module
     expander: nn.Module
     predictor: nn.Module | None = None
+    frozen_norm: bool = False
 
     def __call__(self, images: jax.Array, *, train: bool):
+        encode = partial(self.encoder, train=train and not self.frozen_norm)
         if images.ndim == 5 and not getattr(self.encoder, "takes_views", False):
-            views = jnp.unstack(images, axis=1)
-            seen = [self.encoder(view, train=train) for view in views]
+            seen = [encode(view) for view in jnp.unstack(images, axis=1)]
             representation = jnp.stack(seen, axis=1)
         else:
-            representation = self.encoder(images, train=train)
+            representation = encode(images)
         embedding = self.expander(representation, train=train)
         if self.predictor is None:
             return representation, embedding

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from vicreg_jax.data.streams import Stream, is_stream
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.run.state import TrainState
+from vicreg_jax.train import start
 from vicreg_jax.weights import Encoder
 from vicreg_jax.weights.contents import part
 
@@ -65,13 +67,22 @@ def optimizer(
         warmup_start=options.warmup_start,
         end_scale=options.end_scale,
     )
+    tx = _optimizer(options, schedule)
+    if options.encoder_scale == 1 and not options.frozen_epochs:
+        return schedule, tx
+    frozen = math.ceil(options.frozen_epochs * steps_per_epoch)
+    scale = options.encoder_scale
+    return schedule, optim.slowed(tx, "encoder", scale=scale, frozen=frozen)
+
+
+def _optimizer(options, schedule):
     if options.name == "adamw":
-        return schedule, optim.adamw(schedule, weight_decay=options.weight_decay)
+        return optim.adamw(schedule, weight_decay=options.weight_decay)
     if options.name == "sgd":
-        return schedule, optim.sgd(
+        return optim.sgd(
             schedule, weight_decay=options.weight_decay, momentum=options.momentum
         )
-    return schedule, optim.lars(
+    return optim.lars(
         schedule,
         weight_decay=options.weight_decay,
         momentum=options.momentum,
@@ -102,6 +113,7 @@ def method(
         )
     parts = encoder, models.Expander(**config.model.head(), dtype=dtype), config.loss
     options = {"predictor": _predictor(config)} if config.model.predictor else {}
+    options |= {"frozen_norm": True} if config.model.frozen_norm else {}
     made = made or methods.named(config.method)
     found = made(*parts, **options) if _takes(made, parts, options) else None
     if not isinstance(found, Method):
@@ -190,13 +202,14 @@ def planner(config: Config, source: Source) -> plan.Planner | plan.InOrder:
 
 def initializer(
     method: Method, tx: optax.GradientTransformation, config: Config
-) -> Callable[[], TrainState]:
-    """Returns a function of no arguments that makes the state of step 0."""
+) -> Callable[..., TrainState]:
+    """Returns a function (parts to start from, by default none) -> state of step 0."""
     size, channels = config.data.image_size, len(config.data.mean)
     shape = (2, config.data.views, size, size, channels)
 
-    def init():
+    def init(parts=None):
         variables = method.init(jax.random.key(config.seed), jnp.zeros(shape))
+        variables = start.placed(variables, parts) if parts else variables
         params = variables["params"]
         return TrainState(
             step=jnp.zeros([], jnp.int32),

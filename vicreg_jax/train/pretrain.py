@@ -19,10 +19,10 @@ from vicreg_jax.data.source import describe
 from vicreg_jax.devices import processes, sharding
 from vicreg_jax.methods import Method, health
 from vicreg_jax.refusals import Refusal, one_line
-from vicreg_jax.run import code, metrics_file, workdirs
+from vicreg_jax.run import checkpoints, code, metrics_file, workdirs
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.run.state import TrainState
-from vicreg_jax.train import build, memory_estimate, not_finite, online
+from vicreg_jax.train import build, memory_estimate, not_finite, online, start
 from vicreg_jax.train.step import make_train_step
 from vicreg_jax.weights import Encoder
 
@@ -46,6 +46,7 @@ def run(
     method: Callable[..., Method] | None = None,
     source: Any = None,
     tx: optax.GradientTransformation | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Pretrains an encoder, or continues the run that the workdir holds.
 
@@ -66,6 +67,8 @@ def run(
         uint8 or uint16 [b, h, w, c]; or what gives images or views one after the
         other, such as a tf.data.Dataset: see `data.streams.Stream`.
       tx: instead of config.optimizer, any optax transformation.
+      variables: instead of config.model.weights, what the encoder starts from, such as
+        `load(path).variables`; or of a `models.JointEmbedding`, some of its parts.
 
     Raises:
       Refusal: before anything compiles, what is impossible about the config, the data,
@@ -77,7 +80,9 @@ def run(
     workdirs.agree(workdir, config)
     with processes.all_or_none(Refusal, of=Refusal):
         cache = IndexCache(workdir)
-        job = Pretraining(config, encoder, method, source, tx, cache)
+        recorded = checkpoints.facts_of(files.expanded(workdir) / "checkpoints")
+        parts = encoder, method, source, tx, cache, variables
+        job = Pretraining(config, *parts, recorded)
         start_wandb = metrics_file.wandb_starter(job.config.wandb)
     with (
         workdirs.claimed(workdir, job.config) as (workdir, before),
@@ -100,16 +105,29 @@ class Pretraining(Job):
 
     Args: see `run`.
       cache: what is known of the images.
+      recorded: the facts of its newest checkpoint, None where there is none: what
+        weights it started from is told by them then, and the weights are not read.
     """
 
     cure = "a lower optimizer.base_lr or model.dtype=float32"
 
-    def __init__(self, config, encoder, method, source, tx, cache):
+    def __init__(
+        self,
+        config,
+        encoder,
+        method,
+        source,
+        tx,
+        cache=None,
+        variables=None,
+        recorded=None,
+    ):
         self.mesh = devices.mesh(config.data.batch_size)
         self.method = build.method(config, encoder, method)
         self.config = config = replace(config, **build.names(self.method, method))
         width = build.check_encoder(self.method, config)
         self._set_data(build.images(config, source, cache))
+        self._set_start(variables, recorded)
         self._set_watchers(width)
         self._set_steps(tx)
         self._statistics = jax.jit(self._all_statistics)
@@ -141,6 +159,22 @@ class Pretraining(Job):
         }
         if own := code.of_class(type(self.method)):
             self.facts["code"] = own
+
+    def _set_start(self, variables, recorded):
+        """The weights to start from, if any; their checksum is a fact."""
+        config, self._start = self.config, None
+        if variables is not None and config.model.weights:
+            raise Refusal(
+                f"variables= and config.model.weights={config.model.weights!r} both say"
+                " what the run starts from; give one of them"
+            )
+        if variables is not None:
+            self._start = start.of_variables(variables, config, self.method)
+        elif config.model.weights and recorded is None:
+            self._start = start.of_config(config, self.method)
+        fact = self._start.checksum if self._start else (recorded or {}).get("weights")
+        if fact is not None:
+            self.facts["weights"] = fact
 
     def _set_watchers(self, width):
         """What watches the run by its labels."""
@@ -205,6 +239,7 @@ class Pretraining(Job):
             model = type(method.encoder).__name__
         dropped = len(self.images) - self.epoch * config.data.batch_size
         by = {"": "", "threads": ", read by threads", "tf_data": ", read by tf.data"}
+        begins = self._start and not start
         lines = [
             f"{method.title} on {model}:"
             f" {describe(self.images)}{by[self._batches.pipeline]};"
@@ -212,6 +247,8 @@ class Pretraining(Job):
             f" {config.data.batch_size:,} images ({dropped:,} left out of each epoch);"
             f" {processes.described()}"
         ]
+        if begins:
+            lines.append(f"it begins with the {self._start.words}")
         if before and start and before.epochs != config.epochs:
             lines.append(self._other_epochs(before, start))
         return lines
@@ -228,7 +265,7 @@ class Pretraining(Job):
         return line
 
     def init(self):
-        state = self._init()
+        state = self._init(self._start.parts if self._start else None)
         return state.replace(probe=self._probe.init()) if self._probe else state
 
     def make(self, span):
