@@ -18,7 +18,7 @@ from vicreg_jax import models, optim, train
 from vicreg_jax.models.heads import JointEmbedding
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.train.pretrain import Pretraining
-from vicreg_jax.weights import Encoder, contents, export, load, torch_names
+from vicreg_jax.weights import Encoder, contents, export, torch_names
 
 GREY = dict(mean=(0.5,), std=(0.5,))
 
@@ -82,13 +82,18 @@ def test_a_file_of_pytorch_names_is_what_a_resnet_starts_from(tmp_path):
     chex.assert_trees_all_equal(found, torch_names.from_torch(state_dict))
 
 
-def test_the_expander_of_a_run_is_taken_where_it_is_asked_for(tmp_path):
+@pytest.mark.slow
+def test_a_run_gives_its_encoder_and_its_expander_where_that_is_asked_for(tmp_path):
     before = train.run(config(), tmp_path / "a", source=images())
     weights = dict(weights=str(tmp_path / "a"), weights_expander=True)
     first = begin(config(seed=5, model=weights))
     for name in ("variables", "expander"):
         pair = getattr(first, name), getattr(before.encoder, name)
         chex.assert_trees_all_equal(*jax.device_get(pair))
+    given = config(model=dict(width=2, weights=str(tmp_path / "a")))
+    with refused(Refusal, "holds digits, width 1; expected digits, width 2"):
+        train.run(given, tmp_path / "b", source=images())
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.slow
@@ -107,11 +112,12 @@ def test_a_target_begins_as_a_copy_of_the_weights(exported):
 
 
 @pytest.mark.slow
-def test_a_run_continues_without_the_file(exported, tmp_path):
+def test_a_run_continues_without_the_file(exported, tmp_path, capsys):
     gone = tmp_path / "gone"
     shutil.copytree(exported, gone)
     given = config(epochs=3, model=dict(weights=str(gone)))
     train.run(replace(given, epochs=2), tmp_path / "b", source=images())
+    assert f"it begins with the encoder from {gone}" in capsys.readouterr().err
     shutil.rmtree(gone)
     assert train.run(given, tmp_path / "b", source=images()).encoder.step == 12
     facts = [
@@ -127,6 +133,7 @@ def test_a_run_continues_without_the_file(exported, tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.slow
 def test_variables_are_of_the_encoder_or_of_its_parts(tmp_path):
     own = digits().variables
     first = begin(config(), variables=own)
@@ -253,14 +260,6 @@ def test_weights_that_do_not_fit_are_refused(exported, tmp_path, groups, message
     assert not (tmp_path / "a").exists()
 
 
-def test_the_weights_of_another_run_are_told_from_those_of_this_one(tmp_path):
-    train.run(config(), tmp_path / "a", source=images())
-    given = config(model=dict(width=2, weights=str(tmp_path / "a")))
-    with refused(Refusal, "holds digits, width 1; expected digits, width 2"):
-        train.run(given, tmp_path / "b", source=images())
-    assert not (tmp_path / "b").exists()
-
-
 def test_what_says_twice_or_nothing_is_refused(exported, tmp_path):
     given = config(model=dict(weights=str(exported)))
     with refused(Refusal, "both say what the run starts from; give one"):
@@ -273,10 +272,3 @@ def test_what_says_twice_or_nothing_is_refused(exported, tmp_path):
     with refused(Refusal, r"frozen_epochs \(2\) must be less than config.epochs \(2\)"):
         config(optimizer=dict(frozen_epochs=2))
     assert not (tmp_path / "a").exists()
-
-
-def test_the_weights_are_said(exported, tmp_path, capsys):
-    train.run(config(model=dict(weights=str(exported))), tmp_path, source=images())
-    said = f"it begins with the encoder from {exported}"
-    assert said in "".join(capsys.readouterr().err.split("\n"))
-    assert load(tmp_path).config.model.weights == str(exported)

@@ -85,6 +85,7 @@ class Data(Where):
     name: Source = "fake"
     examples: NotNegative[int] = 0  # of an epoch, of a source that cannot say
     validation: bool = False  # digits: hold out 360 training images, hide the test
+    held_out: Annotated[NotNegative[float], below(1)] = 0.0  # share never trained on
     batch_size: Annotated[int, at_least(2)] = 2048  # over all devices
     views: Annotated[int, at_least(2), at_most(100)] = 2  # of each image
     image_size: Annotated[int, at_least(2), at_most(8192)] = 224  # of a view, in pixels
@@ -314,9 +315,8 @@ class Config(Settings):
             )
         if data.validation and name != "digits":
             yield (
-                "config.data.validation is for the digits; for others give the part"
-                " that you hold out as test images (arrays) or name it in data.split"
-                " (tfds)"
+                "config.data.validation is for the digits; for others give"
+                " config.data.held_out, the share of the images to hold out"
             )
         if name == "tfds" and not data.dataset:
             yield (

@@ -13,10 +13,10 @@ import optax
 
 from vicreg_jax import methods, models, optim
 from vicreg_jax.config import Config
-from vicreg_jax.data import plan
+from vicreg_jax.data import held_out, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.index_cache import IndexCache
-from vicreg_jax.data.source import Source, as_source
+from vicreg_jax.data.source import Source, Splits, as_source
 from vicreg_jax.data.sources.huggingface import is_dataset, of_dataset
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.data.streams import Stream, is_stream
@@ -41,16 +41,22 @@ __all__ = [
 ]
 
 
-def images(config: Config, given: Any, cache: IndexCache | None = None) -> Source:
-    """Returns the training images: the config's, or what the user gives instead."""
-    if given is not None and is_stream(given):
+def images(config: Config, given: Any, cache: IndexCache | None = None) -> Splits:
+    """Returns the training images: the config's, or what the user gives instead.
+
+    With config.data.held_out the test split is what was held out of them.
+    """
+    if given is None:
+        return load_splits(config.data, seed=config.seed, cache=cache)
+    if is_stream(given):
         folder = cache and cache.folder
-        return Stream(given, examples=config.data.examples, folder=folder)
-    if given is not None and is_dataset(given):
-        return of_dataset(given)
-    if given is not None:
-        return as_source(given)
-    return load_splits(config.data, seed=config.seed, cache=cache).train
+        source = Stream(given, examples=config.data.examples, folder=folder)
+    elif is_dataset(given):
+        source = of_dataset(given)
+    else:
+        source = as_source(given)
+    share = config.data.held_out
+    return held_out.split(source, share, config.seed) if share else Splits(source, None)
 
 
 def optimizer(

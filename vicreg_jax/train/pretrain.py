@@ -24,6 +24,7 @@ from vicreg_jax.run.session import Job, Session
 from vicreg_jax.run.state import TrainState
 from vicreg_jax.train import build, memory_estimate, not_finite, online, start
 from vicreg_jax.train.step import make_train_step
+from vicreg_jax.train.verdict import Verdict
 from vicreg_jax.weights import Encoder
 
 __all__ = ["Pretraining", "Trained", "run", "untrained"]
@@ -91,11 +92,19 @@ def run(
         ) as session,
     ):
         cache.write()
+        judge = job.verdict(workdir)
+        if judge and not session.start:
+            with session.watchdog.paused(), session.goodput.spent("judging"):
+                session.state = job.init()
+                judge.before(session.state)
         if session.finished:
             session.bar.note(f"{workdir} has finished its {job.total} steps")
             state = session.state
         else:
             state = session.train()
+        if judge:
+            with session.watchdog.paused():
+                session.bar.note(judge.after(state))
     trained = build.trained(job.method, state, job.config, source=str(workdir))
     return Trained(trained, state)
 
@@ -140,7 +149,7 @@ class Pretraining(Job):
     def _set_data(self, images):
         """The images, and how many steps they make."""
         config = self.config
-        self.images = images
+        self.images, self.held_out = images
         self._batches = batches.Batches(self.images, config, self.mesh)
         online.check(self.images, config)
         self._planner = build.planner(config, self.images)
@@ -267,6 +276,13 @@ class Pretraining(Job):
     def init(self):
         state = self._init(self._start.parts if self._start else None)
         return state.replace(probe=self._probe.init()) if self._probe else state
+
+    def verdict(self, workdir: Path) -> Verdict | None:
+        """Returns what judges the run by the images held out, if there are any."""
+        if not self.config.data.held_out:
+            return None
+        images = self.images, self.held_out
+        return Verdict(self.method, *images, self.config, self.mesh, workdir)
 
     def make(self, span):
         made = [self._make(step) for step in span]
