@@ -42,6 +42,11 @@ def test_a_pytorch_file_gives_the_features_of_the_authors_code(tmp_path, name):
         ("resnet101", {}),
         ("resnet152", {}),
         ("resnet200", {"width": 2}),
+        ("wide_resnet101_2", {}),
+        ("resnext101_32x8d", {}),
+        ("resnext101_64x4d", {"width": 2}),
+        ("resnet34d", {}),
+        ("resnet200d", {"width": 2}),
     ],
 )
 def test_the_architecture_is_told_by_names_and_shapes(tmp_path, name, options):

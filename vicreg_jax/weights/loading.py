@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vicreg_jax import config as configs
 from vicreg_jax import files, models
-from vicreg_jax.models.resnet import LAYERS, STEMS
+from vicreg_jax.models.resnet import LAYERS, STEMS, Layers
 from vicreg_jax.refusals import NotFound, Refusal, one_line
 from vicreg_jax.run import workdirs
 from vicreg_jax.run.checkpoints import Checkpoints
@@ -250,20 +250,19 @@ def _architecture(flat, path, stem):
 
     Without a `stem` it notes what they do not tell.
     """
-    kernel = _first_kernel(flat)
+    kernel, layers = _first_kernel(flat), _layers(flat)
     stems = [name for name, (size, *_) in STEMS.items() if size == kernel[0]]
-    blocks = {name.split("/")[1] for name in flat if name.startswith("params/layer")}
-    stages = tuple(
-        sum(name.startswith(f"layer{i}_") for name in blocks) for i in (1, 2, 3, 4)
-    )
-    bottleneck = "params/layer1_0/conv3/kernel" in flat
-    names = [name for name, layers in LAYERS.items() if layers == (stages, bottleneck)]
-    if not (stems and names) or kernel[3] % 64 or not kernel[3]:
-        kind = "bottleneck" if bottleneck else "basic"
+    stems = ["imagenet"] if layers.deep else stems
+    names = [name for name, known in LAYERS.items() if known == layers]
+    features = _shape(flat, "bn1/scale")[-1]
+    if not (stems and names) or features % 64 or not features:
+        kind = "bottleneck" if layers.bottleneck else "basic"
         raise Refusal(
-            f"{path} is no encoder known here: {stages} {kind} blocks, first kernel"
-            f" {list(kernel)}; expected one of {', '.join(LAYERS)}, a first kernel of 7"
-            " x 7 or 3 x 3 and a multiple of 64 channels. Give the module: encoder="
+            f"{path} is no encoder known here: {layers.blocks} {kind} blocks,"
+            f" {layers.groups} groups of {layers.inner} times the channels, first"
+            f" kernel {list(kernel)}; expected one of {', '.join(LAYERS)}, a first"
+            " kernel of 7 x 7 or 3 x 3 and a multiple of 64 channels. Give the module:"
+            " encoder="
         )
     if stem and stem not in stems:
         raise Refusal(
@@ -273,16 +272,33 @@ def _architecture(flat, path, stem):
     if not stem:
         looks = " or ".join(map(repr, stems))
         size = " for images of 224 pixels" if stems == ["imagenet"] else ""
+        library = "timm" if layers.deep else "torchvision"
         logging.warning(
             "%s does not say how its network is built: it has a stem that looks like"
-            " %s; it is taken for %r and a %s as torchvision builds it%s. Another stem,"
+            " %s; it is taken for %r and a %s as %s builds it%s. Another stem,"
             " blurred or average pooling (timm's resnetblur, resnetaa), dilation and"
             " another image size give other features and leave no trace. To be sure,"
             " name config.model.stem and config.data.image_size, in Python load(path,"
             " stem=...)",
-            *(path, looks, stems[0], names[0], size),
+            *(path, looks, stems[0], names[0], library, size),
         )
-    return {"name": names[0], "width": kernel[3] // 64, "stem": stem or stems[0]}
+    return {"name": names[0], "width": features // 64, "stem": stem or stems[0]}
+
+
+def _layers(flat):
+    """Returns the `Layers` of a ResNet, as names and shapes tell them."""
+    names = {name.split("/")[1] for name in flat if name.startswith("params/layer")}
+    blocks = tuple(
+        sum(name.startswith(f"layer{i}_") for name in names) for i in (1, 2, 3, 4)
+    )
+    features = max(_shape(flat, "bn1/scale")[-1], 1)
+    bottleneck = "params/layer1_0/conv3/kernel" in flat
+    kernel, options = _shape(flat, "layer1_0/conv2/kernel"), {}
+    if bottleneck and len(kernel) == 4:
+        options = dict(
+            groups=kernel[3] // max(kernel[2], 1), inner=kernel[3] // features
+        )
+    return Layers(blocks, bottleneck, deep="params/conv1_0/kernel" in flat, **options)
 
 
 def _first_kernel(flat):
@@ -290,8 +306,13 @@ def _first_kernel(flat):
 
     Otherwise that of none, for three channels.
     """
-    shape = np.shape(flat.get("params/conv1/kernel", 0))
+    name = "conv1_0" if "params/conv1_0/kernel" in flat else "conv1"
+    shape = _shape(flat, f"{name}/kernel")
     return shape if len(shape) == 4 else (0, 0, 3, 0)
+
+
+def _shape(flat, name):
+    return np.shape(flat.get(f"params/{name}", 0)) or (0,)
 
 
 def _without_memory(like):
