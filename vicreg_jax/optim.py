@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["adamw", "lars", "matrices", "rising", "sgd", "warmup_cosine"]
+__all__ = ["adamw", "lars", "matrices", "rising", "sgd", "slowed", "warmup_cosine"]
 
 
 def lars(
@@ -90,6 +90,37 @@ def sgd(
         optax.trace(momentum),
         optax.scale_by_learning_rate(learning_rate),
     )
+
+
+def slowed(
+    tx: optax.GradientTransformation, part: str, *, scale: float, frozen: int = 0
+) -> optax.GradientTransformation:
+    """Returns `tx` with smaller updates of one part of the parameters.
+
+    Args:
+      part: its name in the mapping of parameters, such as "encoder".
+      scale: factor on its updates, so on its learning rate.
+      frozen: steps, from the first on, in which it does not move.
+
+    Example:
+      >>> params = {"encoder": jnp.ones(1), "expander": jnp.ones(1)}
+      >>> tx = slowed(optax.sgd(1.0), "encoder", scale=0.5)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> print(updates["encoder"], updates["expander"])
+      [-0.5] [-1.]
+    """
+
+    def factor(step):
+        return jnp.where(step < frozen, 0.0, scale)
+
+    def of_part(params):
+        own = {name: name == part for name in params}
+        return {
+            name: jax.tree.map(lambda _, x=x: x, params[name])
+            for name, x in own.items()
+        }
+
+    return optax.chain(tx, optax.masked(optax.scale_by_schedule(factor), of_part))
 
 
 def rising(start: float, steps: int) -> optax.Schedule:

@@ -16,13 +16,21 @@ from vicreg_jax import models
 from vicreg_jax.devices import sharding
 from vicreg_jax.models import resnet
 
-PARAMETERS = {  # without the classifier; but for the last, torchvision's
+PARAMETERS = {  # without the classifier; torchvision's but for resnet200
     "resnet18": 11_176_512,
     "resnet34": 21_284_672,
     "resnet50": 23_508_032,
     "resnet101": 42_500_160,
     "resnet152": 58_143_808,
     "resnet200": 62_624_832,  # summed over its convolutions and norms apart from here
+    "wide_resnet50_2": 66_834_240,
+    "wide_resnet101_2": 124_837_696,
+    "resnext50_32x4d": 22_979_904,
+    "resnext101_32x8d": 86_742_336,
+    "resnext101_64x4d": 81_406_272,
+    "resnet18d": 11_195_744,  # timm's from here on
+    "resnet34d": 21_303_904,
+    "resnet50d": 23_527_264,
 }
 
 
@@ -149,8 +157,10 @@ def features(module, *shape):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_resnet_has_512_or_2048_features_times_its_width(name):
-    want = 512 if name in ("resnet18", "resnet34") else 2048
+    want = 512 if name in ("resnet18", "resnet34", "resnet18d", "resnet34d") else 2048
     assert features(models.create(name), 96, 96, 3) == want
+    if resnet.LAYERS[name].deep:  # has a stem of its own
+        return
     assert features(models.create(name, width=2, stem="cifar"), 32, 32, 1) == 2 * want
 
 
@@ -388,6 +398,11 @@ def test_an_unknown_encoder_is_refused_with_the_known_names():
 def test_an_unknown_stem_is_refused():
     with pytest.raises(ValueError, match="no stem 'torch'; there are imagenet, cifar"):
         models.create("resnet18", stem="torch")
+
+
+def test_a_deep_stem_is_the_only_one_of_its_network():
+    with pytest.raises(ValueError, match="resnet50d has a stem of its own.*'cifar'"):
+        models.create("resnet50d", stem="cifar")
 
 
 def test_a_width_below_one_is_refused():

@@ -149,7 +149,8 @@ def residual_network(tensors, x, *, detectron2=False, stem="imagenet"):
     def layer(x, conv, norm, stride=1):
         weight = tensors[f"{conv}.weight"]
         pad = 2 if stem == "solo_learn" and conv == "conv1" else weight.shape[-1] // 2
-        x = functional.conv2d(x, weight, stride=stride, padding=pad)
+        groups = x.shape[1] // weight.shape[1]
+        x = functional.conv2d(x, weight, stride=stride, padding=pad, groups=groups)
         names = ("running_mean", "running_var", "weight", "bias")
         return functional.batch_norm(x, *(tensors[f"{norm}.{name}"] for name in names))
 
@@ -157,8 +158,13 @@ def residual_network(tensors, x, *, detectron2=False, stem="imagenet"):
         conv = f"{block}.conv{i}"
         return conv, f"{conv}.norm" if detectron2 else f"{block}.bn{i}"
 
+    deep = "conv1.0.weight" in tensors  # ResNet-D
     if detectron2:
         x = layer(x, "stem.conv1", "stem.conv1.norm", 2)
+    elif deep:
+        x = functional.relu(layer(x, "conv1.0", "conv1.1", 2))
+        x = functional.relu(layer(x, "conv1.3", "conv1.4"))
+        x = layer(x, "conv1.6", "bn1")
     else:
         x = layer(x, "conv1", "bn1", 2 if stem == "imagenet" else 1)
     x = functional.relu(x)
@@ -172,7 +178,7 @@ def residual_network(tensors, x, *, detectron2=False, stem="imagenet"):
             stride = 2 if stage > 1 and j == 0 else 1
             short = ("shortcut", "shortcut.norm")
             if not detectron2:
-                short = ("downsample.0", "downsample.1")
+                short = tuple(f"downsample.{i + deep}" for i in (0, 1))
             short = tuple(f"{block}.{name}" for name in short)
             if f"{block}.conv3.weight" in tensors:  # stride in the 3 x 3
                 y = functional.relu(layer(x, *numbered(block, 1)))
@@ -181,7 +187,12 @@ def residual_network(tensors, x, *, detectron2=False, stem="imagenet"):
             else:
                 y = functional.relu(layer(x, *numbered(block, 1), stride))
                 y = layer(y, *numbered(block, 2))
-            if f"{short[0]}.weight" in tensors:
+            if deep and stride == 2:
+                pooled = functional.avg_pool2d(
+                    x, 2, 2, ceil_mode=True, count_include_pad=False
+                )
+                x = layer(pooled, *short)
+            elif f"{short[0]}.weight" in tensors:
                 x = layer(x, *short, stride)
             x = functional.relu(x + y)
     return x
@@ -198,6 +209,9 @@ def nchw(x):
         ("resnet18", {"width": 2, "stem": "cifar"}, 32),
         ("resnet18", {"stem": "solo_learn"}, 32),
         ("resnet50", {}, 96),
+        ("resnet18d", {}, 97),  # odd maps end in means of fewer pixels
+        pytest.param("resnet50d", {"width": 2}, 96, marks=pytest.mark.slow),
+        pytest.param("resnext50_32x4d", {}, 96, marks=pytest.mark.slow),
     ],
 )
 def test_the_pytorch_file_gives_pytorch_the_same_features(

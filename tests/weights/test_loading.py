@@ -42,6 +42,11 @@ def test_a_pytorch_file_gives_the_features_of_the_authors_code(tmp_path, name):
         ("resnet101", {}),
         ("resnet152", {}),
         ("resnet200", {"width": 2}),
+        ("wide_resnet101_2", {}),
+        ("resnext101_32x8d", {}),
+        ("resnext101_64x4d", {"width": 2}),
+        ("resnet34d", {}),
+        ("resnet200d", {"width": 2}),
     ],
 )
 def test_the_architecture_is_told_by_names_and_shapes(tmp_path, name, options):
@@ -84,25 +89,6 @@ def test_the_expander_of_a_file_is_that_of_its_widths():
         lambda x: expander.init(jax.random.key(0), x, train=False), sample
     )
     assert contents.expander_of(variables) == expander
-
-
-def test_a_backbone_alone_is_read_under_its_prefix(tmp_path):
-    state_dict = drawn(models.create("resnet18"))
-    plain = loading.load(saved(tmp_path / "a.pth", state_dict))
-    prefixed = {f"module.backbone.{k}": v for k, v in state_dict.items()}
-    loaded = loading.load(saved(tmp_path / "b.pth", prefixed))
-    chex.assert_trees_all_equal(loaded.variables, plain.variables)
-    assert loaded.expander is None
-
-
-def test_a_classifier_of_torchvision_is_left_out_and_no_other(tmp_path):
-    state_dict = drawn(models.create("resnet18"))
-    head = {"fc.weight": np.zeros((10, 512)), "fc.bias": np.zeros(10)}
-    loaded = loading.load(saved(tmp_path / "a.pth", state_dict | head))
-    chex.assert_trees_all_equal(loaded.variables, torch_names.from_torch(state_dict))
-    path = saved(tmp_path / "b.pth", state_dict | {"head.weight": np.zeros((10, 512))})
-    with pytest.raises(ValueError, match="b.pth: 'head.weight' is not of a ResNet"):
-        loading.load(path)
 
 
 def test_safetensors_with_pytorchs_names_are_read(tmp_path):

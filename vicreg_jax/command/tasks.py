@@ -41,11 +41,9 @@ def pretrain(config: Config, workdir: Path) -> None:
         train.run(config, workdir)
         return
     evaluate.check_installed()
-    cache = IndexCache(workdir)
-    splits = load_splits(config.data, seed=config.seed, cache=cache)
+    splits = load_splits(config.data, seed=config.seed, cache=IndexCache(workdir))
     evaluate.check(splits, config)
-    trained = train.run(config, workdir, source=splits.train)
-    cache.write()
+    trained = train.run(config, workdir)
     encoders = {
         "untrained encoder": train.untrained(config),
         methods.named(config.method).title: trained.encoder,

@@ -85,6 +85,7 @@ class Data(Where):
     name: Source = "fake"
     examples: NotNegative[int] = 0  # of an epoch, of a source that cannot say
     validation: bool = False  # digits: hold out 360 training images, hide the test
+    held_out: Annotated[NotNegative[float], below(1)] = 0.0  # share never trained on
     batch_size: Annotated[int, at_least(2)] = 2048  # over all devices
     views: Annotated[int, at_least(2), at_most(100)] = 2  # of each image
     image_size: Annotated[int, at_least(2), at_most(8192)] = 224  # of a view, in pixels
@@ -143,6 +144,10 @@ class Model:
     # Hidden widths between the embedding and its prediction; (): no predictor.
     predictor: tuple[Positive[int], ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"  # computing; parameters: float32
+    weights: str = ""  # to start from: a run's workdir, an export, a file of weights
+    weights_expander: bool = False  # the expander starts from there, too; else anew
+    # In training the encoder's BatchNorm keeps its running statistics and takes those.
+    frozen_norm: bool = False
 
     def spec(self) -> dict[str, Any]:
         """Returns the arguments of `models.create` for the encoder."""
@@ -170,6 +175,8 @@ class Optimizer:
     warmup_epochs: NotNegative[float] = 10.0
     warmup_start: NotNegative[float] = 0.0  # learning rate of the first step
     end_scale: Annotated[NotNegative[float], at_most(1)] = 1e-3  # last rate over peak
+    encoder_scale: Positive[float] = 1.0  # factor on the encoder's learning rate
+    frozen_epochs: NotNegative[float] = 0.0  # first ones, in which only the rest learns
     sharded: bool = False  # divides parameters and state over the devices (ZeRO)
 
 
@@ -288,6 +295,17 @@ class Config(Settings):
                 f" config.epochs ({self.epochs}); add"
                 f" --config.optimizer.warmup_epochs={shorter}"
             )
+        frozen = self.optimizer.frozen_epochs
+        if frozen >= self.epochs:
+            yield (
+                f"config.optimizer.frozen_epochs ({frozen:g}) must be less than"
+                f" config.epochs ({self.epochs}); the encoder would learn nothing"
+            )
+        if self.model.weights_expander and not self.model.weights:
+            yield (
+                "config.model.weights_expander takes the expander of"
+                " config.model.weights, which is empty; give the weights to start from"
+            )
         if name in NEEDS_PATH and not data.path:
             yield (
                 f"config.data.path is empty; data.name {name!r} needs"
@@ -307,9 +325,8 @@ class Config(Settings):
             )
         if data.validation and name != "digits":
             yield (
-                "config.data.validation is for the digits; for others give the part"
-                " that you hold out as test images (arrays) or name it in data.split"
-                " (tfds)"
+                "config.data.validation is for the digits; for others give"
+                " config.data.held_out, the share of the images to hold out"
             )
         if name == "tfds" and not data.dataset:
             yield (

@@ -33,6 +33,7 @@ PURPOSES = {
     "knn_queries": 5,  # training images whose neighbours are asked for
     "knn_bank": 6,  # training images that are neighbours
     "gallery": 7,  # images of the report
+    "held_out_of_run": 8,  # training images that a run never sees
 }
 
 

@@ -140,7 +140,7 @@ class Arrays:
         *,
         classes: Sequence[str] = (),
     ):
-        self._images, self.classes = images, classes
+        self.images, self.classes = images, classes
         self.array = images if isinstance(images, np.ndarray) else None
         self.dtype, self.shape = _checked_kind(images)
         self.channels = self.shape[-1]
@@ -159,9 +159,7 @@ class Arrays:
         """
         images, count = self.array, len(self)
         if images is None or images.nbytes > IN_MEMORY:
-            images = self._images[
-                np.linspace(0, count - 1, min(count, 256)).astype(int)
-            ]
+            images = self.images[np.linspace(0, count - 1, min(count, 256)).astype(int)]
         shape = json.dumps(self.shape).encode()
         pixels = files.digest(shape, np.ascontiguousarray(images).reshape(-1).data)
         return {"pixels": pixels} | digest_of_labels(self.labels)
@@ -193,7 +191,7 @@ class Arrays:
         how: How,
     ) -> tuple[np.ndarray, draw.Parameters]:
         held = how.kind == "held"
-        images = indices.astype(np.int32) if held else self._images[indices]
+        images = indices.astype(np.int32) if held else self.images[indices]
         return images, draw.parameters(uniforms, np.array(self.shape[1:3]), policies)
 
     def chosen(self, indices: np.ndarray) -> np.ndarray:
@@ -203,7 +201,7 @@ class Arrays:
         self, indices: np.ndarray, *, size: int, shorter: int, channels: int
     ) -> np.ndarray:
         del size, shorter, channels
-        return self._images[indices]
+        return self.images[indices]
 
 
 def as_source(given: Any) -> Source:

@@ -85,7 +85,7 @@ def open_inputs(
     else:
         train, test = splits = load_splits(
             seen.data,
-            seed=config.seed,
+            seed=encoder.config.seed if encoder.config else config.seed,
             test_path=given.test_path,
             test_split=given.test_split,
             cache=cache,
@@ -139,6 +139,7 @@ def _batch_config(config, encoder):
     data = Data(
         **{name: getattr(where, name) for name in ("name", "path", "dataset", "split")},
         validation=not given.name and own.validation,
+        held_out=0.0 if given.name else own.held_out,
         pipeline=given.pipeline,
         views=1,
         batch_size=given.batch_size,

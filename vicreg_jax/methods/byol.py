@@ -32,7 +32,9 @@ class Byol(Directions):
     def forward(self, variables, views, *, key, capture=False):
         own = {name: x for name, x in variables.items() if name != "target"}
         outputs, kept = super().forward(own, views, key=key, capture=capture)
-        follower = models.JointEmbedding(self.encoder, self.expander)
+        follower = models.JointEmbedding(
+            self.encoder, self.expander, frozen_norm=self.module.frozen_norm
+        )
         (_, targets), _ = follower.apply(
             own | {"params": variables["target"]},
             views,

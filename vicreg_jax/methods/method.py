@@ -55,6 +55,7 @@ class Method:
       stop_gradient: of what is predicted, for the methods that stop one.
       second: encoder and expander of a second branch, for the second, fourth, ... view,
         with weights of its own; it has a predictor like that of the first.
+      frozen_norm: see `models.JointEmbedding`.
 
     Raises:
       Refusal: a weight is negative or for a term that the method does not have, all of
@@ -85,6 +86,7 @@ class Method:
         predictor: nn.Module | None = None,
         stop_gradient: bool = True,
         second: tuple[nn.Module, nn.Module] | None = None,
+        frozen_norm: bool = False,
     ):
         if predictor is not None and not self.takes_predictor:
             raise Refusal(
@@ -99,8 +101,7 @@ class Method:
         if second is not None and not self.takes_second:
             raise Refusal(
                 f"{type(self).__name__} takes no second branch; leave"
-                " config.model.second_encoder empty, or take vicreg, barlow_twins,"
-                " simclr or simsiam"
+                " config.model.second_encoder empty, or take another method"
             )
         if second is not None:  # copies, as flax shares the weights of one object
             parts = [x and x.clone() for x in (*second, predictor)]
@@ -108,7 +109,9 @@ class Method:
         self.encoder = encoder
         self.expander = expander
         self.stop_gradient = stop_gradient
-        self.module = models.JointEmbedding(encoder, expander, predictor, second)
+        self.module = models.JointEmbedding(
+            encoder, expander, predictor, second, frozen_norm
+        )
         self.weights = self.weighed(weights or {})
 
     @classmethod

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from vicreg_jax.models.digits import DigitsEncoder
 from vicreg_jax.models.heads import Expander, JointEmbedding
 from vicreg_jax.models.norm import BatchNorm
-from vicreg_jax.models.resnet import LAYERS, STEMS, ResNet
+from vicreg_jax.models.resnet import LAYERS, STEMS, Layers, ResNet
 from vicreg_jax.refusals import Refusal
 
 __all__ = [
@@ -40,13 +40,14 @@ def create(
     """Returns an encoder by name.
 
     Args:
-      name: "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200",
-        or "digits", a small network for pictures of 8 x 8 to 32 x 32.
+      name: of `ENCODERS`: "resnet18" to "resnet200", "wide_resnet50_2" and so on as
+        torchvision and timm name them; or "digits", a small network for pictures of
+        8 x 8 to 32 x 32.
       width: factor on all channels; 2 gives the published resnet50x2.
       stem: of a ResNet, "imagenet" (7 x 7 of stride 2 and max-pooling), "cifar" (3 x 3
         of stride 1), or "solo_learn", that library's for CIFAR (padding 2, so that
-        32 x 32 become 34 x 34, and PyTorch's default initialization); "digits" has but
-        one.
+        32 x 32 become 34 x 34, and PyTorch's default initialization); "digits" and
+        ResNet-D ("resnet50d") have but one.
       zero_init_residual: of a ResNet: the scale of the last normalization of each
         residual block starts at zero, as in the authors' code.
       dtype: of the computation; parameters and statistics are float32 in any case.
@@ -67,6 +68,11 @@ def create(
     if stem not in STEMS:
         raise Refusal(f"no stem {stem!r}; there are {', '.join(STEMS)}")
     dtype = jnp.dtype(dtype)
+    if name != "digits" and LAYERS[name].deep and stem != "imagenet":
+        raise Refusal(
+            f"{name} has a stem of its own, of three convolutions; got the stem"
+            f" {stem!r}: leave it out, or take {name.removesuffix('d')}"
+        )
     if name == "digits":
         return DigitsEncoder(width=width, dtype=dtype)
     return ResNet(
@@ -86,7 +92,8 @@ def spec(module: nn.Module) -> dict[str, Any] | None:
     if type(module) is DigitsEncoder:
         names, options = ["digits"], {}
     elif type(module) is ResNet:
-        names = [name for name, layers in LAYERS.items() if layers == module.layers]
+        own = Layers(*module.layers)
+        names = [name for name, layers in LAYERS.items() if layers == own]
         options = {"stem": module.stem, "zero_init_residual": module.zero_init}
     if not names:
         return None

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -83,12 +84,16 @@ class JointEmbedding(nn.Module):
     With a `second` branch the views take turns: the first, third, ... go through the
     parts here, the others through that. Representations are then those of the first
     branch alone, [n, (v + 1) // 2, f], as those of the second may be of another width.
+    With `frozen_norm` the encoder is in inference mode in training, too: BatchNorm
+    takes its running statistics, which stay, and there is no dropout. It learns all the
+    same.
     """
 
     encoder: nn.Module
     expander: nn.Module
     predictor: nn.Module | None = None
     second: nn.Module | None = None  # another JointEmbedding
+    frozen_norm: bool = False
 
     def __call__(self, images: jax.Array, *, train: bool):
         if self.second is None or images.ndim < 5:
@@ -104,12 +109,12 @@ class JointEmbedding(nn.Module):
         return representation, *map(_in_turn, own, others)
 
     def _outputs(self, images, train):
+        encode = partial(self.encoder, train=train and not self.frozen_norm)
         if images.ndim == 5 and not getattr(self.encoder, "takes_views", False):
-            views = jnp.unstack(images, axis=1)
-            seen = [self.encoder(view, train=train) for view in views]
+            seen = [encode(view) for view in jnp.unstack(images, axis=1)]
             representation = jnp.stack(seen, axis=1)
         else:
-            representation = self.encoder(images, train=train)
+            representation = encode(images)
         embedding = self.expander(representation, train=train)
         if self.predictor is None:
             return representation, embedding

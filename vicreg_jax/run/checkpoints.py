@@ -22,7 +22,7 @@ from vicreg_jax.devices.processes import all_or_none
 from vicreg_jax.refusals import Unusable, one_line
 from vicreg_jax.run import checksums, orbax
 
-__all__ = ["Checkpoints"]
+__all__ = ["Checkpoints", "facts_of"]
 
 
 class Checkpoints:
@@ -42,6 +42,7 @@ class Checkpoints:
       read_only: another process may be writing; touch nothing.
 
     Attributes:
+      folder: as given, absolute.
       notes: after `restore`, lines on what was different when the state was saved.
 
     Raises:
@@ -57,12 +58,12 @@ class Checkpoints:
         read_only: bool = False,
     ):
         self.notes, self._other_data = [], other_data
-        self._folder = files.expanded(folder).absolute()
+        self.folder = files.expanded(folder).absolute()
         self._facts = json.loads(json.dumps(dict(facts or {})))  # as they come back
         self._manager, self._read_only = None, read_only
-        self._remote, self._closing = files.in_bucket(self._folder), ExitStack()
+        self._remote, self._closing = files.in_bucket(self.folder), ExitStack()
         if not read_only and not (self._remote and jax.process_index()):
-            self._local = self._folder  # where Orbax writes
+            self._local = self.folder  # where Orbax writes
             if self._remote:
                 scratch = tempfile.TemporaryDirectory(prefix="vicreg_jax_")
                 self._local = Path(self._closing.enter_context(scratch))
@@ -78,7 +79,7 @@ class Checkpoints:
         self._scores = {}
         for step in self.steps():
             with contextlib.suppress(Unusable):
-                self._scores[step] = checksums.read(self._folder / str(step))["score"]
+                self._scores[step] = checksums.read(self.folder / str(step))["score"]
 
     def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Starts to save; an earlier save is finished first, a saved step stays.
@@ -115,9 +116,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints that there are, in order."""
-        names = (path.name for path in self._folder.glob("[0-9]*"))
+        names = (path.name for path in self.folder.glob("[0-9]*"))
         if self._remote:
-            found = self._folder.glob(f"[0-9]*/{checksums.RECORD}")
+            found = self.folder.glob(f"[0-9]*/{checksums.RECORD}")
             names = (path.parent.name for path in found)
         return sorted(int(name) for name in names if name.isdecimal())
 
@@ -130,11 +131,11 @@ class Checkpoints:
         if self._remote:
             return ""
         needed = checksums.size(like) * (3 - len(self.steps()))  # one is being written
-        free = shutil.disk_usage(self._folder).free
+        free = shutil.disk_usage(self.folder).free
         if needed <= free:
             return ""
         return (
-            f"{self._folder} has {free / 1e6:,.1f} MB free, but checkpoints will need"
+            f"{self.folder} has {free / 1e6:,.1f} MB free, but checkpoints will need"
             f" {needed / 1e6:,.1f} MB"
         )
 
@@ -194,14 +195,14 @@ class Checkpoints:
             return step, state
         if reasons:
             raise Unusable(
-                f"no usable checkpoint in {self._folder}"
+                f"no usable checkpoint in {self.folder}"
                 f" ({'; '.join(reasons.values())}); restore its files, or choose"
                 " another --workdir"
             )
         return None
 
     def _read(self, step, like, part):
-        folder = self._folder / str(step)
+        folder = self.folder / str(step)
         with ExitStack() as until:
             with all_or_none(Unusable):
                 if self._remote:
@@ -225,12 +226,12 @@ class Checkpoints:
         with all_or_none(Unusable):
             if jax.process_index() == 0:
                 for step in damaged:
-                    aside = self._folder / f"damaged_{step}"
+                    aside = self.folder / f"damaged_{step}"
                     files.remove(aside)
-                    files.move(self._folder / str(step), aside)
+                    files.move(self.folder / str(step), aside)
                     if self._remote:
                         files.remove(self._local / str(step))
-                for path in self._folder.glob("damaged_*"):
+                for path in self.folder.glob("damaged_*"):
                     step = path.name.split("_")[1]
                     if step.isdecimal() and int(step) <= good:
                         files.remove(path)
@@ -243,21 +244,21 @@ class Checkpoints:
         checksums.write(draft, record)
         if self._remote:
             step = record["step"]
-            files.upload(draft, self._folder / str(step), last=checksums.RECORD)
+            files.upload(draft, self.folder / str(step), last=checksums.RECORD)
             steps = self.steps()
             for old in set(steps) - orbax.kept(steps, self._best_of):
                 self._remove(old)
 
     def _remove(self, step):
         """Removes a checkpoint from a bucket, first what makes it count."""
-        folder = self._folder / str(step)
+        folder = self.folder / str(step)
         (folder / checksums.RECORD).unlink()
         files.remove(folder)
 
     def _remove_unfinished(self):
         """Removes from a bucket what killed saves have left."""
         whole = self.steps()
-        for folder in self._folder.glob("[0-9]*"):
+        for folder in self.folder.glob("[0-9]*"):
             if folder.name.isdecimal() and int(folder.name) not in whole:
                 files.remove(folder)
 
@@ -284,11 +285,11 @@ class Checkpoints:
             if self._remote:
                 raise Unusable(
                     f"the checkpoint of step {step} could not be written to"
-                    f" {self._folder}: {one_line(error, 600)}; the earlier are whole"
+                    f" {self.folder}: {one_line(error, 600)}; the earlier are whole"
                 ) from error
             kept = self.steps()[-1:]
             raise Unusable(
-                f"the checkpoint of step {step} could not be written to {self._folder}:"
+                f"the checkpoint of step {step} could not be written to {self.folder}:"
                 f" {os.strerror(int(code[1])) if code else one_line(error)}; it needs"
                 f" over {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB were free; "
                 + (f"that of step {kept[0]} is whole" if kept else "there is no other")
@@ -313,6 +314,18 @@ class Checkpoints:
             if self._manager:
                 self._finish()
                 self._manager.close()
+
+
+def facts_of(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Returns the facts of the newest checkpoint whose record can be read.
+
+    None where there is no checkpoint, none of the facts where no record can be read.
+    """
+    saved = Checkpoints(folder, read_only=True)
+    for step in reversed(saved.steps()):
+        with contextlib.suppress(Unusable):
+            return checksums.read(saved.folder / str(step))["facts"]
+    return {} if saved.steps() else None
 
 
 def _gathered(state):

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +13,17 @@ import optax
 
 from vicreg_jax import methods, models, optim
 from vicreg_jax.config import Config
-from vicreg_jax.data import plan
+from vicreg_jax.data import held_out, plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.index_cache import IndexCache
-from vicreg_jax.data.source import Source, as_source
+from vicreg_jax.data.source import Source, Splits, as_source
 from vicreg_jax.data.sources.huggingface import is_dataset, of_dataset
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.data.streams import Stream, is_stream
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, one_line
 from vicreg_jax.run.state import TrainState
+from vicreg_jax.train import start
 from vicreg_jax.weights import Encoder
 from vicreg_jax.weights.contents import part
 
@@ -39,16 +41,22 @@ __all__ = [
 ]
 
 
-def images(config: Config, given: Any, cache: IndexCache | None = None) -> Source:
-    """Returns the training images: the config's, or what the user gives instead."""
-    if given is not None and is_stream(given):
+def images(config: Config, given: Any, cache: IndexCache | None = None) -> Splits:
+    """Returns the training images: the config's, or what the user gives instead.
+
+    With config.data.held_out the test split is what was held out of them.
+    """
+    if given is None:
+        return load_splits(config.data, seed=config.seed, cache=cache)
+    if is_stream(given):
         folder = cache and cache.folder
-        return Stream(given, examples=config.data.examples, folder=folder)
-    if given is not None and is_dataset(given):
-        return of_dataset(given)
-    if given is not None:
-        return as_source(given)
-    return load_splits(config.data, seed=config.seed, cache=cache).train
+        source = Stream(given, examples=config.data.examples, folder=folder)
+    elif is_dataset(given):
+        source = of_dataset(given)
+    else:
+        source = as_source(given)
+    share = config.data.held_out
+    return held_out.split(source, share, config.seed) if share else Splits(source, None)
 
 
 def optimizer(
@@ -65,13 +73,22 @@ def optimizer(
         warmup_start=options.warmup_start,
         end_scale=options.end_scale,
     )
+    tx = _optimizer(options, schedule)
+    if options.encoder_scale == 1 and not options.frozen_epochs:
+        return schedule, tx
+    frozen = math.ceil(options.frozen_epochs * steps_per_epoch)
+    scale = options.encoder_scale
+    return schedule, optim.slowed(tx, "encoder", scale=scale, frozen=frozen)
+
+
+def _optimizer(options, schedule):
     if options.name == "adamw":
-        return schedule, optim.adamw(schedule, weight_decay=options.weight_decay)
+        return optim.adamw(schedule, weight_decay=options.weight_decay)
     if options.name == "sgd":
-        return schedule, optim.sgd(
+        return optim.sgd(
             schedule, weight_decay=options.weight_decay, momentum=options.momentum
         )
-    return schedule, optim.lars(
+    return optim.lars(
         schedule,
         weight_decay=options.weight_decay,
         momentum=options.momentum,
@@ -105,6 +122,7 @@ def method(
     options |= {} if config.stop_gradient else {"stop_gradient": False}
     if config.model.second_encoder:
         options["second"] = _second(config)
+    options |= {"frozen_norm": True} if config.model.frozen_norm else {}
     made = made or methods.named(config.method)
     found = made(*parts, **options) if _takes(made, parts, options) else None
     if not isinstance(found, Method):
@@ -201,13 +219,14 @@ def planner(config: Config, source: Source) -> plan.Planner | plan.InOrder:
 
 def initializer(
     method: Method, tx: optax.GradientTransformation, config: Config
-) -> Callable[[], TrainState]:
-    """Returns a function of no arguments that makes the state of step 0."""
+) -> Callable[..., TrainState]:
+    """Returns a function (parts to start from, by default none) -> state of step 0."""
     size, channels = config.data.image_size, len(config.data.mean)
     shape = (2, config.data.views, size, size, channels)
 
-    def init():
+    def init(parts=None):
         variables = method.init(jax.random.key(config.seed), jnp.zeros(shape))
+        variables = start.placed(variables, parts) if parts else variables
         params = variables["params"]
         return TrainState(
             step=jnp.zeros([], jnp.int32),

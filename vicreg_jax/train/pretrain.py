@@ -19,11 +19,12 @@ from vicreg_jax.data.source import describe
 from vicreg_jax.devices import processes, sharding
 from vicreg_jax.methods import Method, health
 from vicreg_jax.refusals import Refusal, one_line
-from vicreg_jax.run import code, metrics_file, workdirs
+from vicreg_jax.run import checkpoints, code, metrics_file, workdirs
 from vicreg_jax.run.session import Job, Session
 from vicreg_jax.run.state import TrainState
-from vicreg_jax.train import build, memory_estimate, not_finite, online
+from vicreg_jax.train import build, memory_estimate, not_finite, online, start
 from vicreg_jax.train.step import make_train_step
+from vicreg_jax.train.verdict import Verdict
 from vicreg_jax.weights import Encoder
 
 __all__ = ["Pretraining", "Trained", "run", "untrained"]
@@ -46,6 +47,7 @@ def run(
     method: Callable[..., Method] | None = None,
     source: Any = None,
     tx: optax.GradientTransformation | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> Trained:
     """Pretrains an encoder, or continues the run that the workdir holds.
 
@@ -66,6 +68,8 @@ def run(
         uint8 or uint16 [b, h, w, c]; or what gives images or views one after the
         other, such as a tf.data.Dataset: see `data.streams.Stream`.
       tx: instead of config.optimizer, any optax transformation.
+      variables: instead of config.model.weights, what the encoder starts from, such as
+        `load(path).variables`; or of a `models.JointEmbedding`, some of its parts.
 
     Raises:
       Refusal: before anything compiles, what is impossible about the config, the data,
@@ -77,7 +81,9 @@ def run(
     workdirs.agree(workdir, config)
     with processes.all_or_none(Refusal, of=Refusal):
         cache = IndexCache(workdir)
-        job = Pretraining(config, encoder, method, source, tx, cache)
+        recorded = checkpoints.facts_of(files.expanded(workdir) / "checkpoints")
+        parts = encoder, method, source, tx, cache, variables
+        job = Pretraining(config, *parts, recorded)
         start_wandb = metrics_file.wandb_starter(job.config.wandb)
     with (
         workdirs.claimed(workdir, job.config) as (workdir, before),
@@ -86,6 +92,11 @@ def run(
         ) as session,
     ):
         cache.write()
+        judge = job.verdict(workdir)
+        if judge and not session.start:
+            with session.watchdog.paused(), session.goodput.spent("judging"):
+                session.state = job.init()
+                judge.before(session.state)
         if session.finished:
             session.bar.note(f"{workdir} has finished its {job.total} steps")
             state = session.state
@@ -96,6 +107,9 @@ def run(
                     f"the second branch ({second}) is no part of the result:"
                     " evaluations and exports take the encoder of the first"
                 )
+        if judge:
+            with session.watchdog.paused():
+                session.bar.note(judge.after(state))
     trained = build.trained(job.method, state, job.config, source=str(workdir))
     return Trained(trained, state)
 
@@ -105,16 +119,29 @@ class Pretraining(Job):
 
     Args: see `run`.
       cache: what is known of the images.
+      recorded: the facts of its newest checkpoint, None where there is none: what
+        weights it started from is told by them then, and the weights are not read.
     """
 
     cure = "a lower optimizer.base_lr or model.dtype=float32"
 
-    def __init__(self, config, encoder, method, source, tx, cache):
+    def __init__(
+        self,
+        config,
+        encoder,
+        method,
+        source,
+        tx,
+        cache=None,
+        variables=None,
+        recorded=None,
+    ):
         self.mesh = devices.mesh(config.data.batch_size)
         self.method = build.method(config, encoder, method)
         self.config = config = replace(config, **build.names(self.method, method))
         width = build.check_encoder(self.method, config)
         self._set_data(build.images(config, source, cache))
+        self._set_start(variables, recorded)
         self._set_watchers(width)
         self._set_steps(tx)
         self._statistics = jax.jit(self._all_statistics)
@@ -127,7 +154,7 @@ class Pretraining(Job):
     def _set_data(self, images):
         """The images, and how many steps they make."""
         config = self.config
-        self.images = images
+        self.images, self.held_out = images
         self._batches = batches.Batches(self.images, config, self.mesh)
         online.check(self.images, config)
         self._planner = build.planner(config, self.images)
@@ -146,6 +173,22 @@ class Pretraining(Job):
         }
         if own := code.of_class(type(self.method)):
             self.facts["code"] = own
+
+    def _set_start(self, variables, recorded):
+        """The weights to start from, if any; their checksum is a fact."""
+        config, self._start = self.config, None
+        if variables is not None and config.model.weights:
+            raise Refusal(
+                f"variables= and config.model.weights={config.model.weights!r} both say"
+                " what the run starts from; give one of them"
+            )
+        if variables is not None:
+            self._start = start.of_variables(variables, config, self.method)
+        elif config.model.weights and recorded is None:
+            self._start = start.of_config(config, self.method)
+        fact = self._start.checksum if self._start else (recorded or {}).get("weights")
+        if fact is not None:
+            self.facts["weights"] = fact
 
     def _set_watchers(self, width):
         """What watches the run by its labels."""
@@ -212,6 +255,7 @@ class Pretraining(Job):
             model += f" and, with weights of its own, {config.model.second_encoder}"
         dropped = len(self.images) - self.epoch * config.data.batch_size
         by = {"": "", "threads": ", read by threads", "tf_data": ", read by tf.data"}
+        begins = self._start and not start
         lines = [
             f"{method.title} on {model}:"
             f" {describe(self.images)}{by[self._batches.pipeline]};"
@@ -219,6 +263,8 @@ class Pretraining(Job):
             f" {config.data.batch_size:,} images ({dropped:,} left out of each epoch);"
             f" {processes.described()}"
         ]
+        if begins:
+            lines.append(f"it begins with the {self._start.words}")
         if before and start and before.epochs != config.epochs:
             lines.append(self._other_epochs(before, start))
         return lines
@@ -235,8 +281,15 @@ class Pretraining(Job):
         return line
 
     def init(self):
-        state = self._init()
+        state = self._init(self._start.parts if self._start else None)
         return state.replace(probe=self._probe.init()) if self._probe else state
+
+    def verdict(self, workdir: Path) -> Verdict | None:
+        """Returns what judges the run by the images held out, if there are any."""
+        if not self.config.data.held_out:
+            return None
+        images = self.images, self.held_out
+        return Verdict(self.method, *images, self.config, self.mesh, workdir)
 
     def make(self, span):
         made = [self._make(step) for step in span]

@@ -1,7 +1,7 @@
 """A step of a run once more: from the checkpoint before it, to look at it closely."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.devices import sharding
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal, Unusable, one_line
-from vicreg_jax.run import json_lines, workdirs
+from vicreg_jax.run import checkpoints, json_lines, workdirs
 from vicreg_jax.run.checkpoints import Checkpoints
 from vicreg_jax.run.prefetch import Feed
 from vicreg_jax.train import not_finite
@@ -69,6 +69,7 @@ def replay(
     method: Callable[..., Method] | None = None,
     source: Any = None,
     tx: optax.GradientTransformation | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> Replayed:
     """Computes a step of a run again; writes nothing.
 
@@ -76,7 +77,8 @@ def replay(
 
     Args:
       step: from 1 on.
-      encoder, method, source, tx: those that the run was given: see `train.run`.
+      encoder, method, source, tx, variables: those that the run was given: see
+        `train.run`.
 
     Raises:
       Refusal: there is no such run or step, or the checkpoints are of something else.
@@ -85,14 +87,20 @@ def replay(
     config = workdirs.config_of_run(workdir, Config)
     if config is None:
         raise Refusal(f"{workdir} holds no run; give its folder as --workdir")
-    job = Pretraining(config, encoder, method, source, tx, IndexCache(workdir))
+    saved = workdir / "checkpoints"
+    earlier = any(x < step for x in Checkpoints(saved, read_only=True).steps())
+    recorded = checkpoints.facts_of(saved) or {}
+    given = encoder, method, source, tx, IndexCache(workdir), variables
+    job = Pretraining(config, *given, recorded if earlier else None)
+    if job.facts.get("weights") != recorded.get("weights", job.facts.get("weights")):
+        raise Refusal(
+            f"{workdir} did not start from these weights; give those that it started"
+            " from: variables="
+        )
     if not 1 <= step <= job.total:
         raise Refusal(f"the steps of {workdir} are 1 to {job.total}; got {step}")
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", facts=job.facts, other_data=True, read_only=True
-    )
-    earlier = [x for x in checkpoints.steps() if x < step]
-    found = checkpoints.restore(job.like, before=step) if earlier else None
+    reader = Checkpoints(saved, facts=job.facts, other_data=True, read_only=True)
+    found = reader.restore(job.like, before=step) if earlier else None
     start, state = found or (0, job.init())
     spans = [range(i, i + 1) for i in range(start, step)]
     for span, batch in Feed(job.make, spans, sharding=sharding.split(job.mesh)):

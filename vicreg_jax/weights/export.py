@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vicreg_jax import files, models
-from vicreg_jax.models.resnet import LAYERS, STEMS
+from vicreg_jax.models.resnet import LAYERS, STEMS, Layers
 from vicreg_jax.refusals import Refusal, Unusable, one_line, require
 from vicreg_jax.weights import contents, loading, torch_names
 from vicreg_jax.weights.encoder import Encoder
@@ -185,11 +185,14 @@ def _check_formats(formats, module):
             " safetensors or stablehlo"
         )
     if "detectron2" in formats and (
-        module.stem != "imagenet" or module.layers == LAYERS["resnet200"]
+        module.stem != "imagenet"
+        or Layers(*module.layers) == LAYERS["resnet200"]
+        or Layers(*module.layers).deep
     ):
         raise Refusal(
             "Detectron2 has ResNet-18 to 152 with the stem 'imagenet'; got stages of"
-            f" {module.layers[0]} blocks with the stem {module.stem!r}"
+            f" {module.layers[0]} blocks with the stem"
+            f" {'of ResNet-D' if Layers(*module.layers).deep else repr(module.stem)}"
         )
     for name in formats:
         if needs := FORMATS[name].needs:
@@ -297,12 +300,14 @@ def _through_torchvision(encoder, path, images):
         from torchvision.models import resnet
     except Exception:  # missing, or made for another version of torch
         return None
-    module = encoder.module
-    if module.width > 1:
+    module, layers = encoder.module, Layers(*encoder.module.layers)
+    if module.width > 1 or layers.deep:
         return None
-    stages, bottleneck = module.layers
-    block = resnet.Bottleneck if bottleneck else resnet.BasicBlock
-    net = resnet.ResNet(block, list(stages))
+    block = resnet.Bottleneck if layers.bottleneck else resnet.BasicBlock
+    options = dict(
+        groups=layers.groups, width_per_group=64 * layers.inner // layers.groups
+    )
+    net = resnet.ResNet(block, list(layers.blocks), **options)
     net.fc = torch.nn.Identity()
     kernel, stride, pad, _ = STEMS[module.stem]
     channels = images.shape[-1]

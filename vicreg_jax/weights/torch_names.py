@@ -22,22 +22,36 @@ MOST = 100  # blocks of a stage, layers of an expander; the deepest ResNet here 
 SHOWN = 3  # names in a message
 COUNTER = "num_batches_tracked"
 
-# Our modules and PyTorch's: of a residual block, of an encoder, of both parts.
-_BLOCK = {f"{kind}{i}": f"{kind}{i}" for i in (1, 2, 3) for kind in ("conv", "bn")}
-_BLOCK |= {"downsample_conv": "downsample.0", "downsample_bn": "downsample.1"}
-_ENCODER = {"conv1": "conv1", "bn1": "bn1"} | {
-    f"layer{i}_{j}/{ours}": f"layer{i}.{j}.{theirs}"
-    for i in (1, 2, 3, 4)
-    for j in range(MOST)
-    for ours, theirs in _BLOCK.items()
-}
-MODULES = (
-    _ENCODER
-    | {f"encoder/{ours}": f"backbone.{theirs}" for ours, theirs in _ENCODER.items()}
-    # Sequential: linear, norm and ReLU in turn.
-    | {f"expander/linear{i}": f"projector.{3 * i}" for i in range(MOST)}
-    | {f"expander/bn{i}": f"projector.{3 * i + 1}" for i in range(MOST)}
-)
+
+def _modules(*, deep):
+    """Returns our modules and PyTorch's: of an encoder, alone or with an expander.
+
+    Args:
+      deep: of ResNet-D, whose stem is a Sequential, and whose shortcuts begin with a
+        pooling that has a number, too.
+    """
+    block = {f"{kind}{i}": f"{kind}{i}" for i in (1, 2, 3) for kind in ("conv", "bn")}
+    block |= {
+        f"downsample_{x}": f"downsample.{i + deep}" for i, x in ((0, "conv"), (1, "bn"))
+    }
+    encoder = {"conv1": "conv1", "bn1": "bn1"}
+    encoder |= {f"conv1_{i}": f"conv1.{i}" for i in (0, 1, 3, 4, 6)}
+    encoder |= {
+        f"layer{i}_{j}/{ours}": f"layer{i}.{j}.{theirs}"
+        for i in (1, 2, 3, 4)
+        for j in range(MOST)
+        for ours, theirs in block.items()
+    }
+    return (
+        encoder
+        | {f"encoder/{ours}": f"backbone.{theirs}" for ours, theirs in encoder.items()}
+        # Sequential: linear, norm and ReLU in turn.
+        | {f"expander/linear{i}": f"projector.{3 * i}" for i in range(MOST)}
+        | {f"expander/bn{i}": f"projector.{3 * i + 1}" for i in range(MOST)}
+    )
+
+
+MODULES = {deep: _modules(deep=deep) for deep in (False, True)}
 LEAVES = {
     "params/kernel": "weight",
     "params/scale": "weight",  # the one of a normalization, which is a vector
@@ -45,7 +59,10 @@ LEAVES = {
     "batch_stats/mean": "running_mean",
     "batch_stats/var": "running_var",
 }
-_OUR_MODULES = {theirs: ours for ours, theirs in MODULES.items()}
+_OUR_MODULES = {
+    deep: {theirs: ours for ours, theirs in table.items()}
+    for deep, table in MODULES.items()
+}
 _OUR_LEAVES = {theirs: ours for ours, theirs in LEAVES.items()}
 
 _DETECTRON2 = (  # PyTorch's names to Detectron2's, one after another
@@ -76,10 +93,11 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
     {'bn1.num_batches_tracked'}
     """
     split = {name: name.removeprefix("module.").rpartition(".") for name in state_dict}
+    ours = _OUR_MODULES[any("conv1.0" in module for module, *_ in split.values())]
     unknown = [
         name
         for name, (module, _, leaf) in split.items()
-        if module not in _OUR_MODULES or leaf not in (*_OUR_LEAVES, COUNTER)
+        if module not in ours or leaf not in (*_OUR_LEAVES, COUNTER)
     ]
     blurs = [name for name in unknown if split[name][2] == "filt"]
     if blurs:
@@ -98,11 +116,11 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
         if leaf == COUNTER:
             continue
         value = np.asarray(state_dict[name])
-        collection, _, ours = _OUR_LEAVES[leaf].partition("/")
+        collection, _, own = _OUR_LEAVES[leaf].partition("/")
         if leaf == "weight":
-            ours = "scale" if value.ndim == 1 else "kernel"
+            own = "scale" if value.ndim == 1 else "kernel"
             value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        path = f"{collection}/{_OUR_MODULES[module]}/{ours}"
+        path = f"{collection}/{ours[module]}/{own}"
         if path in found:
             raise Refusal(f"{name!r} comes twice, with and without 'module.'")
         found[path] = np.array(value, order="C")
@@ -129,12 +147,16 @@ def torch_views(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Modules that PyTorch's ResNets do not have keep their names.
     """
     state_dict = {}
-    for collection in ("params", "batch_stats"):
-        tree = flatten_dict(variables.get(collection, {}), sep="/")
+    trees = [
+        flatten_dict(variables.get(name, {}), sep="/")
+        for name in ("params", "batch_stats")
+    ]
+    modules = MODULES[any("conv1_0/" in path for path in trees[0])]
+    for collection, tree in zip(("params", "batch_stats"), trees, strict=True):
         for path, value in tree.items():
             module, _, leaf = path.rpartition("/")
             own = re.sub("^encoder/", "backbone/", module).replace("/", ".")
-            module = MODULES.get(module, own)
+            module = modules.get(module, own)
             if collection == "batch_stats":
                 state_dict[f"{module}.{COUNTER}"] = np.zeros([], np.int64)
             leaf = LEAVES.get(f"{collection}/{leaf}", leaf)

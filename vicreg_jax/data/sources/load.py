@@ -4,6 +4,7 @@ import os
 
 from vicreg_jax import files
 from vicreg_jax.config import Data
+from vicreg_jax.data import held_out
 from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.source import Arrays, Splits
 from vicreg_jax.data.sources.arrays import open_arrays
@@ -36,8 +37,11 @@ def load_splits(
 ) -> Splits:
     """Returns the splits that `config.data` names.
 
+    With data.held_out its training images are fewer, and the others the test images
+    where no other ones are given: test images of the data's own stay unseen.
+
     Args:
-      seed: of fake images.
+      seed: of the run, by which images are held out and fake ones made.
       test_path: where the test images are that lie apart: of a folder, of prepared
         images, of TFRecords.
       test_split: of huggingface; of tfds, see `open_tfds`.
@@ -45,8 +49,16 @@ def load_splits(
 
     Raises:
       Refusal: there is no such data, it is in a bucket and should not be, or the
-        classes of the test images are others.
+        classes of the test images are others; see `held_out.split`, too.
     """
+    splits = _opened(data, seed, test_path, test_split, cache)
+    if not data.held_out:
+        return splits
+    train, rest = held_out.split(splits.train, data.held_out, seed)
+    return Splits(train, splits.test if test_path or test_split else rest)
+
+
+def _opened(data, seed, test_path, test_split, cache):
     for bucket, names in BY_ITSELF.items():
         if files.kind(data.path) == bucket and data.name not in names:
             raise Refusal(
