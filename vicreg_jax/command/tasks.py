@@ -25,6 +25,7 @@ from vicreg_jax.train import replaying
 from vicreg_jax.weights import export, hub, loading
 
 __all__ = [
+    "compare",
     "judge",
     "prepare",
     "pretrain",
@@ -100,6 +101,14 @@ def write_report(config: Evaluation, workdir: Path) -> None:
     print(f"{page} is written; open it in a browser", file=sys.stderr)
 
 
+def compare(config: Evaluation, workdir: Path) -> None:
+    """Writes the page that compares runs into the workdir."""
+    _need_one_process("a comparison")
+    report.check_installed()
+    page = report.compare(config.runs, workdir / "comparison.html")
+    print(f"{page} is written; open it in a browser", file=sys.stderr)
+
+
 def write_export(config: Evaluation, workdir: Path) -> None:
     """Writes an encoder for others, and checks what they would compute with it."""
     _need_one_process("an export")
@@ -136,6 +145,7 @@ TASKS: dict[str, Callable[[Config | Evaluation, Path], None]] = {
     "prepare": prepare,
     "export": write_export,
     "report": write_report,
+    "compare": compare,
     "replay": replay,
 }
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from vicreg_jax.report.uncertainty import interval, margin
 from vicreg_jax.run import goodput
 
 __all__ = [
+    "column",
     "compose",
     "evaluation",
     "feature_map",
@@ -30,6 +32,7 @@ __all__ = [
     "spectrum",
     "speed",
     "spread",
+    "text_of",
     "views",
 ]
 
@@ -224,7 +227,7 @@ def feature_map(gallery: Gallery) -> Section:
         "method": method,
         "n": len(gallery.features),
         "labelled": labels is not None,
-        "few": labels is not None and len(np.unique(labels)) <= len(maps.LABELS),
+        "few": labels is not None and len(np.unique(labels)) <= len(charts.LABELS),
         "hover": hover,
     }
 
@@ -260,8 +263,8 @@ def settings(config: Config) -> Section:
     for name, value in fields.flat(config).items():
         group, _, last = name.rpartition(".")
         default = defaults.get(name)
-        was = None if value == default else _value(default)
-        groups.setdefault(group or "run", []).append((last, _value(value), was))
+        was = None if value == default else text_of(default)
+        groups.setdefault(group or "run", []).append((last, text_of(value), was))
     return {"groups": groups}
 
 
@@ -288,7 +291,7 @@ def _tiles(record):
     if not record.metrics:
         return []
     first, last = record.metrics[0], dict(record.metrics[-1])
-    _, (speeds,) = _columns(record, "images_per_second")
+    _, speeds = column(record, "images_per_second")
     if len(speeds):
         last["images_per_second"] = float(np.median(speeds))
     target = ", target 1" if "variance" in record.weights else ""
@@ -311,8 +314,10 @@ def _facts(record):
     data, model, optimizer = config.data, config.model, config.optimizer
     where = data.dataset if data.name == "tfds" else data.path or data.name
     weights = record.weights.items()
+    examples = record.environment.get("examples")
+    images = f"{examples:,} images, " if is_number(examples) else ""
     facts = {
-        "data": f"{where}, views of {data.image_size} × {data.image_size} pixels",
+        "data": f"{images}{where}, views of {data.image_size} pixels squared",
         "encoder": f"{model.encoder}, width {model.width}, {model.dtype}",
         "expander": "–".join(map(str, model.expander)),
         "loss": " + ".join(f"{weight:g} {name}" for name, weight in weights),
@@ -320,7 +325,9 @@ def _facts(record):
         f" {optimizer.name}, base rate {optimizer.base_lr:g}, seed {config.seed}",
     }
     if record.starts:
-        facts["time"] = goodput.words(record.starts).removeprefix("time: ")
+        seconds = sum(sum(line["seconds"].values()) for line in record.starts)
+        spent = goodput.words(record.starts).removeprefix("time: ")
+        facts["time"] = f"{timedelta(seconds=round(seconds))}: {spent}"
     known = ("commit", "devices", "host_cores", "jax", "python", "started")
     found = {name: record.environment.get(name) for name in known}
     return facts | {name.replace("_", " "): value for name, value in found.items()}
@@ -334,10 +341,10 @@ def _text(value):
     return str(value) if value not in (None, {}) else ""
 
 
-def _value(value):
+def text_of(value: Any) -> str:
     """Returns a value of a config as it is typed, lists without brackets."""
     if isinstance(value, list):
-        return ", ".join(map(_value, value)) or "none"
+        return ", ".join(map(text_of, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return (f"{value:.4g}" if isinstance(value, float) else str(value)) or "–"
@@ -356,6 +363,12 @@ def _smooth(images):
     return images.shape[1] >= maps.SMOOTH
 
 
+def column(record: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps that have a value, and the values, [t]; perhaps none."""
+    steps, (values,) = _columns(record, name)
+    return steps, values
+
+
 def _columns(record, *names):
     """Returns the steps that have all these values, and the values of each, [t]."""
     lines = [line for line in record.metrics if line.keys() >= set(names)]
@@ -367,7 +380,7 @@ def _curves(record, wanted):
     """Returns a panel for each of the wanted values that has been logged."""
     panels = {}
     for name, (title, options) in wanted.items():
-        steps, (values,) = _columns(record, name)
+        steps, values = column(record, name)
         if len(steps):
             panels[name] = curve(title, steps, values, **options)
     return panels
