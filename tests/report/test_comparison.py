@@ -10,6 +10,8 @@ from helpers.pages import Page, fill, line, make_gallery, make_run
 from PIL import Image
 
 from vicreg_jax import report
+from vicreg_jax.command import tasks
+from vicreg_jax.config import Evaluation
 from vicreg_jax.refusals import NotFound, Refusal
 
 pytest.importorskip("matplotlib", reason="the extra report")
@@ -41,6 +43,12 @@ def test_the_page_has_what_the_runs_are_and_differ_in(runs, tmp_path):
     assert "optimizer.base_lr 0.2 0.5" in own and "loss.variance 25 0" in own
     assert "epochs" not in own and "http" not in page.words
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_task_writes_it_into_a_new_folder(runs, tmp_path):
+    config = Evaluation.parse({"task": "compare", "runs": [str(x) for x in runs]})
+    tasks.run(config, str(tmp_path / "of/both"), name="compare")
+    assert "optimizer.base_lr" in (tmp_path / "of/both/comparison.html").read_text()
 
 
 def test_each_curve_has_the_values_and_the_colour_of_its_run(runs, monkeypatch):

@@ -105,7 +105,8 @@ def compare(config: Evaluation, workdir: Path) -> None:
     """Writes the page that compares runs into the workdir."""
     _need_one_process("a comparison")
     report.check_installed()
-    page = report.compare(config.runs, workdir / "comparison.html")
+    with workdirs.held(workdir):
+        page = report.compare(config.runs, workdir / "comparison.html")
     print(f"{page} is written; open it in a browser", file=sys.stderr)
 
 

@@ -62,6 +62,7 @@ def head(record: Record) -> Section:
     return {
         "verdict": _verdict(record),
         "tiles": _tiles(record),
+        "last": {k: short(x) for line in record.metrics[-1:] for k, x in line.items()},
         "facts": {name: _text(value) for name, value in _facts(record).items()},
     }
 
@@ -101,7 +102,7 @@ def spread(record: Record) -> Section:
         "embedding_correlation": ("Correlation of embeddings", {}),
         "representation_std": ("Std of representations", {}),
         "representation_rank": ("Effective rank of representations", {}),
-        "grad_norm": ("Norm of the gradient", {"log": True}),
+        "grad_norm": ("Norm of the gradient, log scale", {"log": True}),
     }
     panels, config = _curves(record, wanted), record.config
     most = min(health.LIMIT, config.data.batch_size, config.model.expander[-1])
@@ -165,6 +166,8 @@ def evaluation(record: Record) -> Section:
         notes += [f"{name}: {note}" for note in result["notes"]]
         about = {"name": name, "data": result["data"], "tested": tested}
         for metric, value in result["results"].items():
+            if "top-5" in metric and (metric.startswith("1-NN") or value == 100):
+                continue  # one neighbour has one vote; of five classes all are named
             rows.append(
                 {
                     "about": about,

@@ -35,7 +35,7 @@ class Bar:
     def __init__(self, *, total: int, done: int, silent: bool = False):
         self._total, self._spoke, self._terms = total, -math.inf, ""
         self._silent = silent
-        self._doing, self._since = "", None  # since when, of what is no step
+        self._doing, self._since = "starting", None  # since when, of what is no step
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
