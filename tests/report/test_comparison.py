@@ -95,7 +95,8 @@ def test_a_notebook_shows_pictures_of_one_run_or_several(runs, monkeypatch):
     )
     assert {"loss", "variance", "embedding_std", "embedding_rank"} <= one.panels.keys()
     both = report.show(*runs)
-    assert both.heading == "a; b" and {"loss", "embedding_std"} <= both.panels.keys()
+    assert both.colours == dict(zip("ab", charts.LABELS[:2], strict=True))
+    assert {"loss", "embedding_std"} <= both.panels.keys()
     seen = report.show(runs[0], gallery=make_gallery())
     assert list(seen.panels) == ["map", "neighbours"]
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', both._repr_html_())

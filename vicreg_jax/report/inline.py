@@ -16,10 +16,11 @@ class Shown:
 
     Args:
       heading: plain text. panels: PNG files by name.
+      colours: of the curves, by what they are named.
     """
 
-    def __init__(self, heading: str, panels: dict[str, bytes]):
-        self.heading, self.panels = heading, panels
+    def __init__(self, heading: str, panels: dict[str, bytes], colours: dict[str, str]):
+        self.heading, self.panels, self.colours = heading, panels, colours
 
     def _repr_html_(self) -> str:
         images = "".join(
@@ -27,10 +28,15 @@ class Shown:
             f' src="data:image/png;base64,{base64.b64encode(png).decode()}">'
             for name, png in self.panels.items()
         )
-        return f"<p>{escape(self.heading)}</p><div>{images}</div>"
+        names = "".join(
+            f' <span style="color: {colour}">■</span> {escape(name)}'
+            for name, colour in self.colours.items()
+        )
+        return f"<p>{escape(self.heading)}{names}</p><div>{images}</div>"
 
     def __repr__(self) -> str:
-        return f"{self.heading}\nfigures: {', '.join(self.panels)}"
+        names = ", ".join(self.colours)
+        return f"{self.heading} {names}\nfigures: {', '.join(self.panels)}"
 
 
 def show(*runs: str | os.PathLike, gallery: Gallery | None = None) -> Shown:
@@ -46,7 +52,7 @@ def show(*runs: str | os.PathLike, gallery: Gallery | None = None) -> Shown:
       Refusal: there is no run, a gallery but several, or one that cannot be read.
     """
     check_installed()
-    from vicreg_jax.report import comparison, sections  # they need matplotlib
+    from vicreg_jax.report import charts, comparison, sections  # they need matplotlib
 
     if not runs or (gallery is not None and len(runs) > 1):
         raise Refusal(
@@ -55,7 +61,9 @@ def show(*runs: str | os.PathLike, gallery: Gallery | None = None) -> Shown:
     if len(runs) > 1:
         records = comparison.read(runs)
         drawn = comparison.panels(records)
-        return Shown("; ".join(records), {k: x.png for k, x in drawn.items()})
+        colours = dict(zip(records, charts.LABELS, strict=False))
+        pictures = {name: x.png for name, x in drawn.items()}
+        return Shown(f"{len(records)} runs:", pictures, colours)
     record = read_run(runs[0])
     if gallery is not None:
         check_gallery(gallery)
@@ -70,4 +78,4 @@ def show(*runs: str | os.PathLike, gallery: Gallery | None = None) -> Shown:
     if judged := verdict.get("judged"):
         word = "healthy" if judged.healthy else "NOT healthy"
         heading += f", {word}: {judged.reason}"
-    return Shown(heading, drawn)
+    return Shown(heading, drawn, {})
