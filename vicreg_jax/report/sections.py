@@ -12,7 +12,7 @@ from vicreg_jax import methods
 from vicreg_jax.config import Config, fields
 from vicreg_jax.files import is_number
 from vicreg_jax.methods import health
-from vicreg_jax.report import charts
+from vicreg_jax.report import charts, spectra
 from vicreg_jax.report import map as maps
 from vicreg_jax.report.charts import Reference, curve, short
 from vicreg_jax.report.read import Gallery, Record
@@ -29,7 +29,6 @@ __all__ = [
     "loss",
     "neighbours",
     "settings",
-    "spectrum",
     "speed",
     "spread",
     "text_of",
@@ -46,7 +45,7 @@ def compose(record: Record, gallery: Gallery | None) -> dict[str, Section]:
         "head": head(record),
         "loss": loss(record),
         "spread": spread(record),
-        "spectrum": spectrum(record),
+        "spectrum": spectra.spectrum(record),
         "speed": speed(record),
         "evaluation": evaluation(record),
         "few_labels": few_labels(record.few_labels),
@@ -107,39 +106,6 @@ def spread(record: Record) -> Section:
     panels, config = _curves(record, wanted), record.config
     most = min(health.LIMIT, config.data.batch_size, config.model.expander[-1])
     return {"panels": panels, "most": most} if panels else {}
-
-
-def spectrum(record: Record) -> Section:
-    """Returns how evenly evaluated features use their dimensions."""
-    found = _diagnosed(record)
-    panels = {}
-    values = {
-        name: x / max(x.max(), 1e-30)
-        for name, x in _series(found, "singular_values").items()
-    }
-    if values:
-        title = "Singular values over the largest"
-        drawn = charts.spectra(title, values, xlabel="rank", log=True)
-        panels["singular_values"] = drawn
-    if stds := _series(found, "stds"):
-        title, xlabel = "Std of each dimension", "dimension, sorted"
-        panels["stds"] = charts.spectra(title, stds, xlabel=xlabel, log=False)
-    titles = {
-        "std": "mean std",
-        "dead": "dead dimensions",
-        "correlation": "correlation",
-        "rank": "effective rank",
-        "alpha": "α",
-        "lidar": "LiDAR",
-    }
-    used = [key for key in titles if any(is_number(x.get(key)) for x in found.values())]
-    rows = {
-        name: [f"{x[key]:.3g}" if is_number(x.get(key)) else "" for key in used]
-        for name, x in found.items()
-    }
-    if not panels and not used:
-        return {}
-    return {"panels": panels, "titles": [titles[key] for key in used], "rows": rows}
 
 
 def speed(record: Record) -> Section:
@@ -387,31 +353,3 @@ def _curves(record, wanted):
         if len(steps):
             panels[name] = curve(title, steps, values, **options)
     return panels
-
-
-def _diagnosed(record):
-    """Returns the statistics of each kind of features that has been evaluated."""
-    found = {}
-    for folder, facts in record.diagnostics.items():
-        before = f"{folder}, " if len(record.diagnostics) > 1 else ""
-        for kind in ("representation", "embedding"):
-            own = {
-                name.removeprefix(f"{kind}_"): value
-                for name, value in facts.items()
-                if name.startswith(f"{kind}_")
-            }
-            if own:
-                found[f"{before}{kind}s"] = own
-                if "lidar" in facts and kind == "representation":
-                    own["lidar"] = facts["lidar"]
-    return found
-
-
-def _series(found, key):
-    """Returns those of the found that have a list of numbers under the key, [d]."""
-    values = {name: own.get(key) for name, own in found.items()}
-    return {
-        name: np.array(x, float)
-        for name, x in values.items()
-        if isinstance(x, list) and x and all(map(is_number, x))
-    }
