@@ -110,3 +110,16 @@ def test_who_is_silent_starts_nothing(monkeypatch, capsys):
     bar.note("a note")
     bar.close()
     assert capsys.readouterr().err == ""
+
+
+def test_a_count_stays_on_its_line_in_a_notebook(monkeypatch, capsys):
+    in_terminal(monkeypatch)
+    monkeypatch.setenv("JPY_PARENT_PID", "7")
+    with progress.counted("features", 30) as done:
+        done(20)
+        done(30)
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and shown(said) == ["features 30/30"]
+    with progress.counted("features", 30, silent=True) as done:
+        done(30)
+    assert capsys.readouterr().err == ""

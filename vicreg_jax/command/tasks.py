@@ -8,8 +8,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from vicreg_jax import devices, evaluate, files, methods, report, train
 from vicreg_jax.config import Config, Evaluation
@@ -21,6 +19,7 @@ from vicreg_jax.evaluate import gallery
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.run import workdirs
+from vicreg_jax.run.progress import counted
 from vicreg_jax.train import replaying
 from vicreg_jax.weights import export, hub, loading
 
@@ -66,15 +65,13 @@ def prepare(config: Config, workdir: Path) -> None:
             f"config.data.name {config.data.name!r} gives arrays, which are read as"
             " they are; the task prepare is for image files"
         )
-    columns, console = Progress.get_default_columns(), Console(stderr=True)
     print(f"preparing {describe(images)} in {workdir}", file=sys.stderr)
-    with workdirs.held(workdir), Progress(*columns, console=console) as bar:
-        task = bar.add_task("preparing", total=len(images))
+    with workdirs.held(workdir), counted("preparing", len(images)) as done:
         preparing.prepare(
             images,
             workdir,
             **dataclasses.asdict(config.prepare),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda count, total: done(count),
         )
     print(
         f"{workdir} is prepared; train with --config.data.name=prepared"

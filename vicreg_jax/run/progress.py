@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console, Group
@@ -19,7 +20,7 @@ from rich.text import Text
 from vicreg_jax.devices.launchers import NOTEBOOKS
 from vicreg_jax.refusals import printable
 
-__all__ = ["Bar"]
+__all__ = ["Bar", "counted"]
 
 SECONDS = 10  # between two lines where none can be overwritten
 
@@ -121,6 +122,25 @@ class Bar:
     def _print(self, text):
         if not self._silent:
             print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def counted(
+    text: str, total: int, *, silent: bool = False
+) -> Iterator[Callable[[int], None]]:
+    """Shows how much of `total` is done; yields a function that is told so."""
+    in_notebook = _in_notebook() and not silent
+    columns, console = Progress.get_default_columns(), Console(stderr=True)
+    with Progress(*columns, console=console, disable=silent or in_notebook) as bar:
+        task = bar.add_task(text, total=total)
+        line = None
+        if in_notebook:
+            line = _Line(lambda: f"{text} {bar.tasks[0].completed:.0f}/{total}")
+        try:
+            yield lambda done: bar.update(task, completed=done)
+        finally:
+            if line:
+                line.close()
 
 
 class _Line:
