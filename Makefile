@@ -1,4 +1,6 @@
 # make demo   pretrain on handwritten digits, evaluate, write a report
+# make slow   the tests marked slow, all or TESTS=FILE
+# make docs   the pages, as build/site/index.html; make notebooks: of their text
 # make test   style, imports and the test suite, but for what is marked slow or long
 # Both set up everything in .venv first. PYTHON=... chooses the interpreter.
 
@@ -9,7 +11,7 @@ BIN = .venv/bin
 # A file of tests is a matter of one process; more of them need 4 GB each.
 PARALLEL = -n 2 --dist loadfile
 
-.PHONY: demo test format clean
+.PHONY: demo test slow format notebooks docs clean
 
 demo: .venv/demo
 	$(BIN)/python -m vicreg_jax.main --config=configs/digits.py
@@ -21,9 +23,18 @@ test: .venv/test
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q $(PARALLEL)
 
+slow: .venv/test
+	$(BIN)/python -m pytest -q $(PARALLEL) -m slow $(TESTS)
+
 format: .venv/test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+notebooks: .venv/test
+	$(BIN)/jupytext --quiet --update --to ipynb notebooks/*.py
+
+docs: .venv/test
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 clean:
 	rm -rf .venv build *.egg-info
@@ -33,7 +44,7 @@ clean:
 	@touch $@
 
 .venv/test: pyproject.toml
-	@$(MAKE) --no-print-directory environment EXTRA=test SIZE=700
+	@$(MAKE) --no-print-directory environment EXTRA=test SIZE=750
 	@touch $@
 
 .PHONY: environment

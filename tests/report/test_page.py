@@ -88,6 +88,35 @@ def test_page_has_the_numbers_of_the_run(full):
         assert text in words, text
 
 
+def test_captions_hold_the_last_values_against_what_is_usual(full):
+    words = Page(full[1]).words
+    assert "ends at 13 to 15 (here 14.5)" in words
+    assert "falls to 0.03 to 0.15 (here 0.0500)" in words
+    assert "rises to about 0.6 (here 0.610)" in words
+
+
+def test_a_top_5_that_says_nothing_is_left_out(tmp_path):
+    folder = make_run(tmp_path / "run")
+    found = {"1-NN top-1": 50.0, "1-NN top-5": 50.0, "20-NN top-5": 80.0}
+    write_json(folder / "eval/a/result.json", result(results=found))
+    few = {"20-NN top-1": 60.0, "20-NN top-5": 100.0}
+    write_json(folder / "eval/b/result.json", result(results=few))
+    rows = sections.evaluation(read_run(folder))["rows"]
+    assert [x["metric"] for x in rows] == ["1-NN top-1", "20-NN top-5", "20-NN top-1"]
+
+
+def test_the_page_says_how_many_images_and_how_long(tmp_path):
+    folder = make_run(tmp_path / "run")
+    write_json(folder / "environment.json", {"examples": 1437})
+    parts = ("starting", "compiling", "waiting for data", "saving", "judging")
+    seconds = {"steps": 3600.0, **dict.fromkeys(parts, 0.0), "compiling": 60.0}
+    start = {"began": "", "first": 0, "last": 9, "seconds": seconds}
+    write_json(folder / "starts.jsonl", start)
+    words = Page(report.write(folder).read_text()).words
+    assert "data 1,437 images, " in words
+    assert "time 1:01:00: 98% steps, 2% compiling (1 start)" in words
+
+
 def test_every_figure_of_the_page_is_a_png_too(full):
     folder, text = full
     files = sorted((folder / "report").iterdir())

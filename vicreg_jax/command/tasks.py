@@ -8,8 +8,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from vicreg_jax import devices, evaluate, files, methods, report, train
 from vicreg_jax.config import Config, Evaluation
@@ -21,10 +19,12 @@ from vicreg_jax.evaluate import gallery
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.run import workdirs
+from vicreg_jax.run.progress import counted
 from vicreg_jax.train import replaying
 from vicreg_jax.weights import export, hub, loading
 
 __all__ = [
+    "compare",
     "judge",
     "prepare",
     "pretrain",
@@ -63,15 +63,13 @@ def prepare(config: Config, workdir: Path) -> None:
             f"config.data.name {config.data.name!r} gives arrays, which are read as"
             " they are; the task prepare is for image files"
         )
-    columns, console = Progress.get_default_columns(), Console(stderr=True)
     print(f"preparing {describe(images)} in {workdir}", file=sys.stderr)
-    with workdirs.held(workdir), Progress(*columns, console=console) as bar:
-        task = bar.add_task("preparing", total=len(images))
+    with workdirs.held(workdir), counted("preparing", len(images)) as done:
         preparing.prepare(
             images,
             workdir,
             **dataclasses.asdict(config.prepare),
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=lambda count, total: done(count),
         )
     print(
         f"{workdir} is prepared; train with --config.data.name=prepared"
@@ -95,6 +93,15 @@ def write_report(config: Evaluation, workdir: Path) -> None:
     report.check_installed()
     print(f"reporting on {workdir}", file=sys.stderr)
     page = report.write(workdir, gallery=gallery.of_run(workdir))
+    print(f"{page} is written; open it in a browser", file=sys.stderr)
+
+
+def compare(config: Evaluation, workdir: Path) -> None:
+    """Writes the page that compares runs into the workdir."""
+    _need_one_process("a comparison")
+    report.check_installed()
+    with workdirs.held(workdir):
+        page = report.compare(config.runs, workdir / "comparison.html")
     print(f"{page} is written; open it in a browser", file=sys.stderr)
 
 
@@ -134,6 +141,7 @@ TASKS: dict[str, Callable[[Config | Evaluation, Path], None]] = {
     "prepare": prepare,
     "export": write_export,
     "report": write_report,
+    "compare": compare,
     "replay": replay,
 }
 

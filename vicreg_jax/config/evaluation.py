@@ -55,6 +55,7 @@ READS = {
     "features": ("checkpoint", "data", "lidar", "model"),
     "export": ("checkpoint", "export", "model"),
     "report": (),
+    "compare": ("runs",),
     "replay": ("step", "batch"),
 }
 Task = Annotated[str, Limit(READS.__contains__, f"must be one of {', '.join(READS)}")]
@@ -164,6 +165,7 @@ class Evaluation(Settings):
     logistic: Logistic = field(default_factory=Logistic)
     svm: Svm = field(default_factory=Svm)
     export: Export = field(default_factory=Export)
+    runs: tuple[str, ...] = ()  # workdirs, to be compared
     step: NotNegative[int] = 0  # of a run, to be computed again
     batch: str = ""  # or the file RUN/not_finite_STEP.npz
 
@@ -199,7 +201,7 @@ class Evaluation(Settings):
                 "the task replay needs config.step, from 1 on, or config.batch, a file"
                 f" RUN/not_finite_STEP.npz; got {self.step} and {self.batch!r}"
             )
-        if self.task not in ("report", "replay") and not self.checkpoint:
+        if self.task not in ("report", "compare", "replay") and not self.checkpoint:
             yield (
                 "config.checkpoint is empty; give the workdir of a run, an exported"
                 " folder, or a .pth or .safetensors file"

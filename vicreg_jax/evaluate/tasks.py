@@ -1,6 +1,5 @@
 """The evaluations by name: from a config and a checkpoint to a result on disk."""
 
-import contextlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
 
 from vicreg_jax import devices, files, models
 from vicreg_jax.config import Augment, Evaluation
@@ -35,6 +33,7 @@ from vicreg_jax.evaluate.features import Features
 from vicreg_jax.evaluate.inputs import Inputs, held_out, need_labels, open_inputs
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.run import result_file, workdirs
+from vicreg_jax.run.progress import counted
 from vicreg_jax.weights import Encoder, contents, loading
 
 __all__ = ["TASKS", "Task", "run"]
@@ -144,7 +143,8 @@ class Task:
                 found["embeddings"] = expander.apply(rest, y, train=False)
             return found
 
-        with _bar(f"{part} features", len(whole.rows)) as progress:
+        silent = not _is_first()
+        with counted(f"{part} features", len(whole.rows), silent=silent) as progress:
             yield from features.parts(
                 apply,
                 (self.encoder.variables, rest),
@@ -351,7 +351,8 @@ def _views(task: Task) -> np.ndarray:
     if found.train.names is None:
         augment = replace(augment, colour="device")
     rows = found.kept[task.drawn(len(found.kept), task.config.lidar.images)]
-    with _bar("views for LiDAR", len(rows) * count) as progress:
+    silent, total = not _is_first(), len(rows) * count
+    with counted("views for LiDAR", total, silent=silent) as progress:
         return augmented_features(
             partial(encoder.module.apply, train=False),
             encoder.variables,
@@ -362,12 +363,3 @@ def _views(task: Task) -> np.ndarray:
             mesh=devices.mesh(),
             progress=progress,
         )
-
-
-@contextlib.contextmanager
-def _bar(text, total):
-    """Gives a function that shows how many of `total` are done."""
-    columns, console = Progress.get_default_columns(), Console(stderr=True)
-    with Progress(*columns, console=console, disable=not _is_first()) as bar:
-        task = bar.add_task(text, total=total)
-        yield lambda done: bar.update(task, completed=done)

@@ -18,11 +18,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 __all__ = [
     "COLOURS",
+    "LABELS",
     "POINTS",
     "Drawn",
     "Reference",
     "binned",
     "curve",
+    "curves",
     "finish",
     "panel",
     "shares",
@@ -36,6 +38,11 @@ __all__ = [
 _SHEET = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
 COLOURS = dict(re.findall(r"--(\w+): (#\w{6})", _SHEET.partition("}")[0]))
 SHARES = ("accent", "second", "third")
+# Of labels and runs: M. Petroff's ten, made to be told apart without full colour vision
+# (arXiv:2107.02270), ordered so that its greys come last.
+LABELS = (
+    "#3f90da #ffa90e #bd1f01 #832db6 #92dadd #e76300 #a96b59 #b9ac70 #94a4a2 #717581"
+).split()
 POINTS = 300  # of a line, at most; longer records are binned
 
 PANEL = (3.4, 2.25)  # inches; 72 units of the SVG each
@@ -124,6 +131,22 @@ def curve(
             axes.yaxis.set_major_formatter(_percent)
         last = f"{100 * y[-1]:.1f} %" if percent else short(y[-1])
         _at_end(axes, {last: mean[-1]})
+        return finish(axes, title)
+
+
+def curves(title: str, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Drawn:
+    """Draws one value of several runs, in the colours of LABELS; names are elsewhere.
+
+    Args:
+      found: by run steps and values, [t], perhaps none; means over at most 300 bins.
+    """
+    with panel(title) as axes:
+        for colour, (x, y) in zip(LABELS, found.values(), strict=False):
+            if len(x):
+                mid, mean, _, _ = binned(x, y)
+                marker = "o" if len(mid) == 1 else None
+                axes.plot(mid, mean, color=colour, marker=marker, markersize=2.5)
+        _scales(axes, "step", max(x[-1] for x, _ in found.values() if len(x)))
         return finish(axes, title)
 
 

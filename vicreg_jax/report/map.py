@@ -11,11 +11,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vicreg_jax.refusals import printable
-from vicreg_jax.report.charts import COLOURS, Drawn, finish, panel
+from vicreg_jax.report.charts import COLOURS, LABELS, Drawn, finish, panel
 from vicreg_jax.report.read import Gallery
 
 __all__ = [
-    "LABELS",
     "NEIGHBOURS",
     "PAIRS",
     "ROWS",
@@ -35,11 +34,6 @@ __all__ = [
 ]
 
 
-# Of the most frequent labels: M. Petroff's ten, made to be told apart without full
-# colour vision (arXiv:2107.02270), ordered so that its greys come last.
-LABELS = (
-    "#3f90da #ffa90e #bd1f01 #832db6 #92dadd #e76300 #a96b59 #b9ac70 #94a4a2 #717581"
-).split()
 NEIGHBOURS = 8
 ROWS = 10  # of the gallery of neighbours
 PAIRS = 12  # of views

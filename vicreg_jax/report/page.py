@@ -4,12 +4,13 @@ import base64
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from vicreg_jax import files
 from vicreg_jax.refusals import require
 from vicreg_jax.report.read import Gallery, check_gallery, read_run
 
-__all__ = ["check_installed", "write"]
+__all__ = ["check_installed", "render", "write"]
 
 
 HERE = Path(__file__).parent  # of the template, the style sheet and the script
@@ -71,14 +72,28 @@ def _replace_figures(folder, images):
 
 
 def _render(record, found):
-    """Returns the page; its only script is named by a hash, so that no other runs."""
+    script = (
+        (HERE / "hover.js").read_text(encoding="utf-8") if found["feature_map"] else ""
+    )
+    return render(
+        "page.html.jinja",
+        **found,
+        record=record,
+        config=record.config,
+        script=script,
+        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Returns a page of a template in this folder; what is not safe is escaped.
+
+    A script that runs is named by a hash, so that no other does.
+    """
     import jinja2
 
     from vicreg_jax.report import charts
 
-    script = (
-        (HERE / "hover.js").read_text(encoding="utf-8") if found["feature_map"] else ""
-    )
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -92,12 +107,7 @@ def _render(record, found):
         "tenths": "{:.1f}".format,
         "signed": lambda x: f"{x:+.1f}".replace("-", "−"),
     }
-    return pages.get_template("page.html.jinja").render(
-        found,
-        record=record,
-        config=record.config,
-        binned=len(record.metrics) > charts.POINTS,
-        style=(HERE / "style.css").read_text(encoding="utf-8"),
-        script=script,
-        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    style = (HERE / "style.css").read_text(encoding="utf-8")
+    return pages.get_template(template).render(
+        values, style=style, most_points=charts.POINTS
     )

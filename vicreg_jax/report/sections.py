@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from vicreg_jax import methods
 from vicreg_jax.config import Config, fields
 from vicreg_jax.files import is_number
 from vicreg_jax.methods import health
-from vicreg_jax.report import charts
+from vicreg_jax.report import charts, spectra
 from vicreg_jax.report import map as maps
 from vicreg_jax.report.charts import Reference, curve, short
 from vicreg_jax.report.read import Gallery, Record
@@ -19,6 +20,7 @@ from vicreg_jax.report.uncertainty import interval, margin
 from vicreg_jax.run import goodput
 
 __all__ = [
+    "column",
     "compose",
     "evaluation",
     "feature_map",
@@ -27,9 +29,9 @@ __all__ = [
     "loss",
     "neighbours",
     "settings",
-    "spectrum",
     "speed",
     "spread",
+    "text_of",
     "views",
 ]
 
@@ -43,7 +45,7 @@ def compose(record: Record, gallery: Gallery | None) -> dict[str, Section]:
         "head": head(record),
         "loss": loss(record),
         "spread": spread(record),
-        "spectrum": spectrum(record),
+        "spectrum": spectra.spectrum(record),
         "speed": speed(record),
         "evaluation": evaluation(record),
         "few_labels": few_labels(record.few_labels),
@@ -59,6 +61,7 @@ def head(record: Record) -> Section:
     return {
         "verdict": _verdict(record),
         "tiles": _tiles(record),
+        "last": {k: short(x) for line in record.metrics[-1:] for k, x in line.items()},
         "facts": {name: _text(value) for name, value in _facts(record).items()},
     }
 
@@ -98,44 +101,11 @@ def spread(record: Record) -> Section:
         "embedding_correlation": ("Correlation of embeddings", {}),
         "representation_std": ("Std of representations", {}),
         "representation_rank": ("Effective rank of representations", {}),
-        "grad_norm": ("Norm of the gradient", {"log": True}),
+        "grad_norm": ("Norm of the gradient, log scale", {"log": True}),
     }
     panels, config = _curves(record, wanted), record.config
     most = min(health.LIMIT, config.data.batch_size, config.model.expander[-1])
     return {"panels": panels, "most": most} if panels else {}
-
-
-def spectrum(record: Record) -> Section:
-    """Returns how evenly evaluated features use their dimensions."""
-    found = _diagnosed(record)
-    panels = {}
-    values = {
-        name: x / max(x.max(), 1e-30)
-        for name, x in _series(found, "singular_values").items()
-    }
-    if values:
-        title = "Singular values over the largest"
-        drawn = charts.spectra(title, values, xlabel="rank", log=True)
-        panels["singular_values"] = drawn
-    if stds := _series(found, "stds"):
-        title, xlabel = "Std of each dimension", "dimension, sorted"
-        panels["stds"] = charts.spectra(title, stds, xlabel=xlabel, log=False)
-    titles = {
-        "std": "mean std",
-        "dead": "dead dimensions",
-        "correlation": "correlation",
-        "rank": "effective rank",
-        "alpha": "α",
-        "lidar": "LiDAR",
-    }
-    used = [key for key in titles if any(is_number(x.get(key)) for x in found.values())]
-    rows = {
-        name: [f"{x[key]:.3g}" if is_number(x.get(key)) else "" for key in used]
-        for name, x in found.items()
-    }
-    if not panels and not used:
-        return {}
-    return {"panels": panels, "titles": [titles[key] for key in used], "rows": rows}
 
 
 def speed(record: Record) -> Section:
@@ -162,6 +132,8 @@ def evaluation(record: Record) -> Section:
         notes += [f"{name}: {note}" for note in result["notes"]]
         about = {"name": name, "data": result["data"], "tested": tested}
         for metric, value in result["results"].items():
+            if "top-5" in metric and (metric.startswith("1-NN") or value == 100):
+                continue  # one neighbour has one vote; of five classes all are named
             rows.append(
                 {
                     "about": about,
@@ -224,7 +196,7 @@ def feature_map(gallery: Gallery) -> Section:
         "method": method,
         "n": len(gallery.features),
         "labelled": labels is not None,
-        "few": labels is not None and len(np.unique(labels)) <= len(maps.LABELS),
+        "few": labels is not None and len(np.unique(labels)) <= len(charts.LABELS),
         "hover": hover,
     }
 
@@ -260,8 +232,8 @@ def settings(config: Config) -> Section:
     for name, value in fields.flat(config).items():
         group, _, last = name.rpartition(".")
         default = defaults.get(name)
-        was = None if value == default else _value(default)
-        groups.setdefault(group or "run", []).append((last, _value(value), was))
+        was = None if value == default else text_of(default)
+        groups.setdefault(group or "run", []).append((last, text_of(value), was))
     return {"groups": groups}
 
 
@@ -288,7 +260,7 @@ def _tiles(record):
     if not record.metrics:
         return []
     first, last = record.metrics[0], dict(record.metrics[-1])
-    _, (speeds,) = _columns(record, "images_per_second")
+    _, speeds = column(record, "images_per_second")
     if len(speeds):
         last["images_per_second"] = float(np.median(speeds))
     target = ", target 1" if "variance" in record.weights else ""
@@ -311,8 +283,10 @@ def _facts(record):
     data, model, optimizer = config.data, config.model, config.optimizer
     where = data.dataset if data.name == "tfds" else data.path or data.name
     weights = record.weights.items()
+    examples = record.environment.get("examples")
+    images = f"{examples:,} images, " if is_number(examples) else ""
     facts = {
-        "data": f"{where}, views of {data.image_size} × {data.image_size} pixels",
+        "data": f"{images}{where}, views of {data.image_size} pixels squared",
         "encoder": f"{model.encoder}, width {model.width}, {model.dtype}",
         "expander": "–".join(map(str, model.expander)),
         "loss": " + ".join(f"{weight:g} {name}" for name, weight in weights),
@@ -320,7 +294,9 @@ def _facts(record):
         f" {optimizer.name}, base rate {optimizer.base_lr:g}, seed {config.seed}",
     }
     if record.starts:
-        facts["time"] = goodput.words(record.starts).removeprefix("time: ")
+        seconds = sum(sum(line["seconds"].values()) for line in record.starts)
+        spent = goodput.words(record.starts).removeprefix("time: ")
+        facts["time"] = f"{timedelta(seconds=round(seconds))}: {spent}"
     known = ("commit", "devices", "host_cores", "jax", "python", "started")
     found = {name: record.environment.get(name) for name in known}
     return facts | {name.replace("_", " "): value for name, value in found.items()}
@@ -334,10 +310,10 @@ def _text(value):
     return str(value) if value not in (None, {}) else ""
 
 
-def _value(value):
+def text_of(value: Any) -> str:
     """Returns a value of a config as it is typed, lists without brackets."""
     if isinstance(value, list):
-        return ", ".join(map(_value, value)) or "none"
+        return ", ".join(map(text_of, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return (f"{value:.4g}" if isinstance(value, float) else str(value)) or "–"
@@ -356,6 +332,12 @@ def _smooth(images):
     return images.shape[1] >= maps.SMOOTH
 
 
+def column(record: Record, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the steps that have a value, and the values, [t]; perhaps none."""
+    steps, (values,) = _columns(record, name)
+    return steps, values
+
+
 def _columns(record, *names):
     """Returns the steps that have all these values, and the values of each, [t]."""
     lines = [line for line in record.metrics if line.keys() >= set(names)]
@@ -367,35 +349,7 @@ def _curves(record, wanted):
     """Returns a panel for each of the wanted values that has been logged."""
     panels = {}
     for name, (title, options) in wanted.items():
-        steps, (values,) = _columns(record, name)
+        steps, values = column(record, name)
         if len(steps):
             panels[name] = curve(title, steps, values, **options)
     return panels
-
-
-def _diagnosed(record):
-    """Returns the statistics of each kind of features that has been evaluated."""
-    found = {}
-    for folder, facts in record.diagnostics.items():
-        before = f"{folder}, " if len(record.diagnostics) > 1 else ""
-        for kind in ("representation", "embedding"):
-            own = {
-                name.removeprefix(f"{kind}_"): value
-                for name, value in facts.items()
-                if name.startswith(f"{kind}_")
-            }
-            if own:
-                found[f"{before}{kind}s"] = own
-                if "lidar" in facts and kind == "representation":
-                    own["lidar"] = facts["lidar"]
-    return found
-
-
-def _series(found, key):
-    """Returns those of the found that have a list of numbers under the key, [d]."""
-    values = {name: own.get(key) for name, own in found.items()}
-    return {
-        name: np.array(x, float)
-        for name, x in values.items()
-        if isinstance(x, list) and x and all(map(is_number, x))
-    }

@@ -165,7 +165,8 @@ class Session:
                 )
             if lead:
                 workdirs.write_config(workdir, job.config)
-                where = devices.environment() | {"memory_per_device": job.size}
+                about = {"memory_per_device": job.size, "examples": len(job.images)}
+                where = devices.environment() | about
                 files.write_json(workdir / "environment.json", where)
             self.goodput = Goodput(workdir, self.start)
             self.bar = progress.Bar(total=job.total, done=self.start, silent=not lead)

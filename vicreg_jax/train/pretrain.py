@@ -348,9 +348,11 @@ class Pretraining(Job):
     def notes(self, step, values, first):
         # That of a skipped step lacks what was no number.
         first = first if "embedding_std" in first else values
+        if step == 1:  # there is nothing to compare it with
+            return []
         verdict = self.method.health(first, values, self.method.weights)
         changed, self._healthy = verdict.healthy != self._healthy, verdict.healthy
-        if step != self.epoch and not changed:
+        if step not in (self.epoch, self.total) and not changed:
             return []
         word = "healthy" if verdict.healthy else "NOT healthy"
         return [f"health at step {step}: {word}: {verdict.reason}"]
