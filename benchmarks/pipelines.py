@@ -39,7 +39,8 @@ from benchmarks.machine import processor
 from vicreg_jax import config as configs
 from vicreg_jax.data import batches, crc32c, plan, preparing, tf_data
 from vicreg_jax.data.augment import draw, on_host
-from vicreg_jax.data.image_files import ImageFiles, cores, covered, open_image
+from vicreg_jax.data.decoding import open_image
+from vicreg_jax.data.image_files import ImageFiles, cores, covered
 from vicreg_jax.data.source import How
 from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.data.sources.prepared import open_prepared

@@ -8,7 +8,7 @@ from helpers.pictures import picture, pictures
 from helpers.refusals import refused
 from PIL import Image, features
 
-from vicreg_jax.data import image_files
+from vicreg_jax.data import decoding
 from vicreg_jax.data.sources.folder import open_folder
 from vicreg_jax.refusals import Refusal
 
@@ -106,13 +106,13 @@ def test_what_pillow_reads_is_read_under_all_its_endings(tmp_path, ending):
 
 def test_avif_is_counted_where_pillow_cannot_read_it(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "modules", {})
-    image_files.formats.cache_clear()
+    decoding.formats.cache_clear()
     root = pictures(tmp_path)
     (root / "a" / "0.avif").write_bytes(b"x")
     found = open_folder(root)
     assert len(found) == 8 and found.skipped == {".avif": 1}
     monkeypatch.undo()
-    image_files.formats.cache_clear()
+    decoding.formats.cache_clear()
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path):

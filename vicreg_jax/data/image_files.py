@@ -5,24 +5,29 @@ torchvision's crops are made of. Colours are left to the device, or to `on_host`
 """
 
 import functools
-import io
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from vicreg_jax import files
 from vicreg_jax.config import Config, Guard
 from vicreg_jax.data.augment import draw, on_host
+from vicreg_jax.data.decoding import (
+    as_array,
+    converted,
+    open_image,
+    pillow,
+    pixels_of,
+    reason_of,
+)
 from vicreg_jax.data.labels import Labels
 from vicreg_jax.data.source import How, check_channels, digest_of_labels
-from vicreg_jax.refusals import Refusal, Unusable, require
+from vicreg_jax.refusals import Refusal, Unusable
 
 __all__ = [
     "BROKEN_AT_MOST",
@@ -30,20 +35,13 @@ __all__ = [
     "cores",
     "covered",
     "digests",
-    "formats",
-    "open_image",
     "part_shape",
-    "pixels_of",
-    "reason_of",
 ]
 
 CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
 # Share of a data set: more than that is not an accident.
 BROKEN_AT_MOST = Guard.broken_images
 READERS = 16  # threads that ask a disk for sizes
-BITS = 258  # the tag of a TIFF, BitsPerSample
-# Pillow reads more, some by other programs: PostScript by Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF")
 
 
 class ImageFiles:
@@ -80,7 +78,7 @@ class ImageFiles:
         known: Callable[[], Mapping[str, str]] = dict,
         paths: Sequence[str] | None = None,
     ):
-        self._pil, self._known = _pillow(), functools.cache(known)
+        self._pil, self._known = pillow(), functools.cache(known)
         self.read, self.paths = read, paths
         self.names, self.labels, self.classes = names, labels, classes
         self.skipped = dict(skipped or {})
@@ -217,13 +215,13 @@ class ImageFiles:
 
         def one(index):
             with self._refusing(index):
-                image = _converted(open_image(self.read(index)), channels)
+                image = converted(open_image(self.read(index)), channels)
             width, height = image.size
             least = min(width, height)
             sides = (shorter * width // least, shorter * height // least)
             image = image.resize(sides, self._pil.Resampling.BILINEAR)
             left, top = (round((side - size) / 2) for side in sides)
-            return _pixels(image.crop((left, top, left + size, top + size)), channels)
+            return as_array(image.crop((left, top, left + size, top + size)), channels)
 
         return np.stack(list(self._threads.map(one, np.asarray(indices).tolist())))
 
@@ -303,7 +301,7 @@ class ImageFiles:
         if image is None:
             return False
         with self._noting(index), self._timed("decode"):
-            pixels = _converted(image, out.shape[-1])
+            pixels = converted(image, out.shape[-1])
         if index in self.broken:
             return False
         fill(pixels, view, out)
@@ -349,7 +347,7 @@ class ImageFiles:
 
     def _fill_views(self, size, filters, image, view, out):
         """Writes the finished views of an image, or of its pixels."""
-        pixels = _pixels(image, out.shape[-1])
+        pixels = as_array(image, out.shape[-1])
         for i, how in enumerate(filters):
             one = draw.Parameters(*(x[i] for x in view))
             with self._timed("resize"):
@@ -366,7 +364,7 @@ class ImageFiles:
         with self._timed("resize"):
             if height <= len(out) and width <= len(out):
                 part = image.crop((left, top, left + width, top + height))
-                out[:height, :width] = _pixels(part, out.shape[-1])
+                out[:height, :width] = as_array(part, out.shape[-1])
                 boxes[:, :2] -= top, left
                 return
             for i, (box, how) in enumerate(zip(boxes, filters, strict=True)):
@@ -378,7 +376,7 @@ class ImageFiles:
         crop = image.crop((left, top, left + width, top + height))
         how = self._pil.Resampling[interpolation.upper()]
         crop = crop.resize(out.shape[1::-1], how)
-        out[...] = _pixels(crop, out.shape[-1])
+        out[...] = as_array(crop, out.shape[-1])
 
     def _refuse(self, tried):
         some = [f"{self.names[i]} ({self.broken[i]})" for i in sorted(self.broken)[:3]]
@@ -386,33 +384,6 @@ class ImageFiles:
             f"{len(self.broken)} of {tried} images cannot be read, such as"
             f" {', '.join(some)}; mend or remove them"
         )
-
-
-def open_image(data: bytes) -> Any:
-    """Returns an image of Pillow's that is yet to be decoded, by its own decoders.
-
-    Raises:
-      Exception: whatever damaged bytes make Pillow raise; also for a size that is not
-        sane, and more than 8 bits per channel.
-    """
-    pil = _pillow()
-    image = pil.open(io.BytesIO(data), formats=formats())
-    most = pil.MAX_IMAGE_PIXELS
-    if most and image.width * image.height > most:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels are more than the {most} that"
-            " Pillow takes for sane"
-        )
-    # Pillow clips the pixels of some modes to 0..255, and cuts others to 8 bits.
-    deep = image.mode.startswith(("I", "F"))
-    deep = deep or any(re.search(";16[A-Z]", str(tile[3])) for tile in image.tile)
-    # Of a TIFF whose channels lie apart it takes halves of pixels for pixels.
-    if deep or np.max(getattr(image, "tag_v2", {}).get(BITS, 8)) > 8:
-        raise ValueError(
-            f"pixels of mode {image.mode} are not of 8 bits; convert them, or give"
-            " arrays of uint16"
-        )
-    return image
 
 
 def covered(boxes: np.ndarray) -> np.ndarray:
@@ -430,11 +401,6 @@ def part_shape(views: int, how: How) -> tuple[int, ...]:
     if how.kind == "whole":
         return how.canvas, how.canvas, how.channels
     return views, how.size, how.size, how.channels
-
-
-def pixels_of(image: Any, channels: int) -> np.ndarray:
-    """Decodes an image of Pillow's: uint8 [h, w, c]."""
-    return _pixels(_converted(image, channels), channels)
 
 
 def digests(paths: Sequence[str], root: str) -> dict[str, str]:
@@ -460,39 +426,8 @@ def digests(paths: Sequence[str], root: str) -> dict[str, str]:
     return named | {"sizes of files": files.digest(np.concatenate(found).data)}
 
 
-@functools.cache
-def formats() -> tuple[str, ...]:
-    """Returns the formats that are read, AVIF where the installed Pillow can."""
-    features = require("PIL.features", "reading image files", install="pillow")
-    able = "avif" in features.modules and features.check("avif")
-    return (*FORMATS, "AVIF") if able else FORMATS
-
-
-def reason_of(error: Exception) -> str:
-    """Returns in a line why an image cannot be read."""
-    reason = str(error).partition(" <_io.")[0]
-    return f"{type(error).__name__}: {reason}"
-
-
 def cores() -> int:
     """Returns how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
-
-
-def _pillow():
-    return require("PIL.Image", "reading image files", install="pillow")
-
-
-def _converted(image, channels):
-    mode = "L" if channels == 1 else "RGB"
-    if image.mode != mode:
-        return image.convert(mode)
-    image.load()
-    return image
-
-
-def _pixels(image, channels):
-    array = np.asarray(image)
-    return array.reshape(*array.shape[:2], channels)

@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from vicreg_jax import files
@@ -62,6 +61,8 @@ class IndexCache:
           Unusable: the disk is full, or the folder cannot be written to.
           Unreachable: the bucket refuses, or does not answer.
         """
+        import jax  # `prepare` reads the same sources without
+
         new, self._new = self._new, {}
         if jax.process_index():
             return

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.data import image_files
+from vicreg_jax.data import decoding, image_files
 from vicreg_jax.data.image_files import ImageFiles
 from vicreg_jax.data.sources.prepared import (
     DRAFT,
@@ -208,7 +208,7 @@ def _make(images, settings, index):
     name, quality = images.names[index], settings["quality"]
     try:
         data = images.read(index)
-        image = image_files.open_image(data)
+        image = decoding.open_image(data)
         grey = Image.getmodebase(image.mode) == "L"
         image = image.convert("L" if grey else "RGB")  # decodes all of it
         shorter, wanted = min(image.size), settings["shorter_side"]
@@ -221,7 +221,7 @@ def _make(images, settings, index):
     except files.Unreachable:
         raise
     except Exception as error:  # whatever a damaged file makes Pillow raise
-        return dict(index=index, name=name, reason=image_files.reason_of(error))
+        return dict(index=index, name=name, reason=decoding.reason_of(error))
     label = -1 if images.labels is None else int(images.labels[index])
     name = name.encode("utf-8", "surrogateescape")  # file names may be any bytes
     rest = HEAD.pack(0, label, len(name))[4:] + name + data

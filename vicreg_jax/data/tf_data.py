@@ -20,13 +20,8 @@ import numpy as np
 
 from vicreg_jax.data import plan
 from vicreg_jax.data.augment import draw
-from vicreg_jax.data.image_files import (
-    ImageFiles,
-    covered,
-    open_image,
-    part_shape,
-    pixels_of,
-)
+from vicreg_jax.data.decoding import open_image, pixels_of
+from vicreg_jax.data.image_files import ImageFiles, covered, part_shape
 from vicreg_jax.data.source import How
 from vicreg_jax.refusals import require
 

@@ -9,14 +9,15 @@ from collections import Counter, deque
 import numpy as np
 
 from vicreg_jax import files
-from vicreg_jax.data.image_files import ImageFiles, digests, formats
+from vicreg_jax.data.decoding import formats
+from vicreg_jax.data.image_files import ImageFiles, digests
 from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.sources.tfrecord import readers
 from vicreg_jax.refusals import NotFound, Refusal, Unusable
 
 __all__ = ["ENDINGS", "open_folder"]
 
-# Of the formats that `image_files.formats` may name.
+# Of the formats that `decoding.formats` may name.
 ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png", ".apng"),
