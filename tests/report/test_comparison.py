@@ -85,6 +85,9 @@ def test_one_run_or_none_is_not_compared(runs, tmp_path):
     with pytest.raises(NotFound, match="is no run: there is no config.json"):
         report.compare([runs[0], tmp_path], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+    with pytest.raises(Refusal, match="2 to 10 .* got 0"):
+        tasks.compare(Evaluation(task="compare"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_notebook_shows_pictures_of_one_run_or_several(runs, monkeypatch):

@@ -18,6 +18,7 @@ from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import gallery
 from vicreg_jax.evaluate import tasks as evaluations
 from vicreg_jax.refusals import Refusal
+from vicreg_jax.report import comparison
 from vicreg_jax.run import workdirs
 from vicreg_jax.run.progress import counted
 from vicreg_jax.train import replaying
@@ -100,6 +101,7 @@ def compare(config: Evaluation, workdir: Path) -> None:
     """Writes the page that compares runs into the workdir."""
     _need_one_process("a comparison")
     report.check_installed()
+    comparison.read(config.runs)  # refuses them before a folder is made
     with workdirs.held(workdir):
         page = report.compare(config.runs, workdir / "comparison.html")
     print(f"{page} is written; open it in a browser", file=sys.stderr)

@@ -64,7 +64,8 @@ def read(runs: Sequence[str | os.PathLike]) -> dict[str, Record]:
     paths = list(dict.fromkeys(printable(str(run)) for run in runs))
     if not 2 <= len(paths) <= len(LABELS):
         raise Refusal(
-            f"2 to {len(LABELS)} runs are compared; got {len(paths)}"
+            f"2 to {len(LABELS)} runs are compared, by their workdirs, such as"
+            f" --config.runs=\"('A','B')\"; got {len(paths)}"
             f"{': ' if paths else ''}{', '.join(paths)}"
         )
     records = [read_run(path) for path in paths]
