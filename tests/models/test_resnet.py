@@ -217,7 +217,8 @@ def test_convolutions_pad_evenly_and_keep_the_first_pixel(kernel, stride):
 def test_a_block_starts_as_identity():
     x = jnp.abs(jax.random.normal(jax.random.key(1), (2, 8, 8, 16)))
     for features, bottleneck in [(16, False), (4, True)]:
-        block = resnet.Block(features, 1, bottleneck, True, jnp.float32)
+        layers = resnet.Layers((1,), bottleneck)
+        block = resnet.Block(features, 1, layers, True, jnp.float32)
         y, _ = block.init_with_output(jax.random.key(0), x, train=True)
         np.testing.assert_array_equal(y, x)
 

@@ -55,6 +55,7 @@ def load(
         has another stem.
 
     >>> import tempfile
+    >>> import jax.numpy as jnp
     >>> from vicreg_jax.weights import export
     >>> module = models.create("digits")
     >>> shapes = contents.abstract(module, size=8, channels=1)
