@@ -21,7 +21,7 @@ HOST = """if True:
     name = "arrays" if path.endswith(".npz") else "folder"
     config = configs.parse(dict(data=dict(name=name, path=path, batch_size=8,
         image_size=24), seed=3))
-    images = build.images(config, None)
+    images = build.images(config, None).train
     made = batches.Batches(images, config, devices.mesh())
     planner = plan.Planner(seed=config.seed, examples=len(images), batch_size=8,
         views=2, numbers=draw.NUMBERS)

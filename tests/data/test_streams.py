@@ -145,7 +145,7 @@ def test_ready_views_of_floats_are_what_the_network_sees(tmp_path, mesh):
     seen = []
     for views in (VIEWS, floats):
         config = configs.parse(SMALL | dict(data=SMALL["data"] | dict(examples=60)))
-        source = build.images(config, Again(parts(views, 9)))
+        source = build.images(config, Again(parts(views, 9))).train
         made = batches.Batches(source, config, mesh)
         batch = made.make(build.planner(config, source), 0, slice(0, 16))
         seen.append(np.asarray(made.render(made.resident(), batch)))
@@ -288,7 +288,7 @@ def test_streams_of_16_bits_train_as_arrays_of_them(mesh):
     deep = np.random.default_rng(0).integers(0, 65536, (60, 8, 8, 1), np.uint16)
     given = SMALL["data"] | dict(examples=60)
     config = configs.parse(SMALL | dict(data=given))
-    source = build.images(config, Again(parts(deep, 7)))
+    source = build.images(config, Again(parts(deep, 7))).train
     made = batches.Batches(source, config, mesh)
     batch = made.make(build.planner(config, source), 0, slice(0, 16))
     assert batch.images.dtype == np.uint16

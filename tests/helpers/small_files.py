@@ -35,7 +35,7 @@ from vicreg_jax.report import sections
 from vicreg_jax.report.read import read_run
 from vicreg_jax.run import checksums, goodput, metrics_file, result_file, workdirs
 from vicreg_jax.run.checkpoints import Checkpoints
-from vicreg_jax.weights import hub, loading
+from vicreg_jax.weights import hub, loading, reading
 
 CONFIG = configs.parse(SMALL)
 RESULTS = pages.result()["results"]
@@ -292,7 +292,7 @@ def a_torch_file(folder, **options):
 
 
 def read_torch(folder):
-    found = loading._read(folder / "a.pth", folder / "a.pth")
+    found = reading.tensors(folder / "a.pth", folder / "a.pth")
     return {name: zlib.crc32(np.ascontiguousarray(x)) for name, x in found.items()}
 
 

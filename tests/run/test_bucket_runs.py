@@ -159,7 +159,7 @@ def test_the_record_has_each_line_once_though_it_is_written_late(bucket, monkeyp
     "workdir, status, said",
     [
         ("gs://other/run", None, "gs://other/run/.lock.json cannot be written: NOT_FO"),
-        ("gs://bucket/run", 401, "gs://bucket/run/.lock.json cannot be read: "),
+        ("gs://bucket/run", 401, "gs://bucket/run/checkpoints/ cannot be read: "),
         ("gs://UPPER/run", None, "expected gs://BUCKET/NAME; got 'gs://UPPER/run'"),
         ("abfs://bucket/run", None, "the workdir must be a folder on a disk, .* or s3"),
     ],

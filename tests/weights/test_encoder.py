@@ -151,6 +151,7 @@ SPECS = [
         else [
             {"stem": stem, "zero_init_residual": zero}
             for stem in ("imagenet", "cifar", "solo_learn")
+            if stem == "imagenet" or not name.endswith("d")  # ResNet-D has its own
             for zero in (True, False)
         ]
     )
