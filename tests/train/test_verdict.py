@@ -84,7 +84,7 @@ def test_a_run_without_labels_is_judged_by_what_tells_images_apart(tmp_path, cap
         assert len(found[part]["loss"]["without"]) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_changes_no_bit_of_the_training(tmp_path):
     judged = train.run(config(), tmp_path / "a", source=images(64))
     job = train.pretrain.Pretraining(config(), None, None, images(64), None)
