@@ -93,7 +93,7 @@ def test_sigterm_to_one_of_two_stops_a_linear_evaluation_which_continues(run, tm
     assert (a / "result.json").read_text() == (b / "result.json").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_features_of_several_processes_end_when_told_to(run, tmp_path):
     views = "--config.lidar.views=20000"  # minutes
     running = start("features", run, tmp_path / "x", 2, 1, views)

@@ -182,7 +182,7 @@ def test_too_many_broken_images_are_refused_as_by_threads(sources):
             made.views(step)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(2))
 def test_damaged_jpegs_are_the_same_or_broken_for_both(seed):
     chance = np.random.default_rng(seed)

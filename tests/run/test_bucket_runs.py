@@ -219,7 +219,7 @@ def test_a_run_killed_at_any_moment_of_a_save_is_the_run_on_a_disk(
     assert "a b/run/.lock.json" not in bucket.objects
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_stopped_and_continued_are_those_on_a_disk(bucket, tmp_path):
     flags, running = ("--config.optimizer.sharded=True",), []
 
