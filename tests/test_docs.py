@@ -14,7 +14,7 @@ from helpers.paths import ROOT
 
 from vicreg_jax import main
 from vicreg_jax.command import usage
-from vicreg_jax.config import Config, Evaluation, fields
+from vicreg_jax.config import Config, Evaluation, Study, fields
 from vicreg_jax.refusals import Refusal
 
 PAGES = [
@@ -101,7 +101,7 @@ def test_every_command_of_a_page_is_one_of_the_program(page):
 
 
 def test_every_field_that_a_page_names_is_one():
-    names = [*fields.flat(Config()), *fields.flat(Evaluation())]
+    names = [x for kind in (Config, Evaluation, Study) for x in fields.flat(kind())]
     groups = {name.partition(".")[0] for name in names if "." in name}
     known = {*names, *groups, "loss"}
     known |= {"json", "field", "export.agreement"}  # a file, any field, a function

@@ -21,7 +21,8 @@ from vicreg_jax.evaluate.probes import Accuracy
 LOGGED = {
     *("step", "epoch", "loss", "invariance", "variance", "covariance"),
     *("covariance_over_noise", "representation_std", "embedding_std"),
-    *("embedding_correlation", "representation_rank", "embedding_rank"),
+    *("embedding_std_least", "embedding_std_greatest", "embedding_correlation"),
+    *("representation_rank", "embedding_rank"),
     *("learning_rate", "grad_norm", "skipped_steps"),
 }
 

@@ -27,14 +27,7 @@ def choose(words: usage.Words) -> recipes.Recipe:
             f"--config is missing; usage: {usage.USAGE}; NAME is the path of a config"
             f" file or one of {', '.join(recipes.names())}"
         )
-    first = {  # what decides on other defaults
-        name: words.changes[name].partition("=")[2]
-        for name in ("task", "method")
-        if "=" in words.changes.get(name, "")
-    }
-    recipe = recipes.read(words.config, changes=first)
-    config = recipes.override(recipe.config, words.changes)
-    return recipe._replace(config=config)
+    return recipes.changed(words.config, words.changes)
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

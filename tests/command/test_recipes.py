@@ -25,6 +25,8 @@ def complete(given):
     if isinstance(given, evaluation.Evaluation):
         known = {"step": 1} if given.task == "replay" else {"checkpoint": "run"}
         return fields.build(type(given), asdict(given) | known)
+    if isinstance(given, config.Study):
+        return given
     assert given.data.path == ""
     path = "somewhere" if given.data.name in config.NEEDS_PATH else ""
     data = asdict(given.data) | {"path": path}

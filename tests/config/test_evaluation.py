@@ -11,7 +11,7 @@ from vicreg_jax.refusals import Refusal
 
 
 def test_every_task_is_one_that_the_program_does():
-    elsewhere = {"export", "report", "compare", "replay"}  # of main
+    elsewhere = {"export", "report", "compare", "ls", "replay"}  # of main
     assert set(evaluation.READS) == set(tasks.TASKS) | elsewhere
 
 

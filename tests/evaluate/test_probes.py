@@ -99,7 +99,7 @@ def test_the_draws_of_labels_never_change(count, draw, want):
     assert probes._draw(np.arange(1000) % 2, count, 7, draw).tolist() == want
 
 
-def test_gains_are_paired_means_with_their_normal_interval():
+def test_gains_are_paired_means_with_their_interval():
     rng = np.random.default_rng(0)
     a, b = rng.normal(70, 5, 100), rng.normal(75, 5, 100)
     table = [
@@ -108,9 +108,9 @@ def test_gains_are_paired_means_with_their_normal_interval():
     ]
     mean, low, high = evaluate.gains(table)["1-NN", 1]
     d = b - a
-    want = scipy.stats.norm.interval(0.95, d.mean(), scipy.stats.sem(d))
+    want = scipy.stats.t.interval(0.95, len(d) - 1, d.mean(), scipy.stats.sem(d))
     assert mean == pytest.approx(d.mean())
-    assert (low, high) == pytest.approx(want, rel=1e-4)  # 1.96 has three digits
+    assert (low, high) == pytest.approx(want, rel=1e-9)
 
 
 def test_whitened_features_are_uncorrelated_with_unit_variance():

@@ -87,6 +87,8 @@ def test_stds_are_unbiased_means_over_dimensions():
     want = {
         "representation_std": y.std(axis=0, ddof=1).mean(),
         "embedding_std": z.std(axis=0, ddof=1).mean(),
+        "embedding_std_least": z.std(axis=0, ddof=1).min(),
+        "embedding_std_greatest": z.std(axis=0, ddof=1).max(),
         "representation_rank": rankme(y),
         "embedding_rank": rankme(z),
     }

@@ -21,7 +21,7 @@ from vicreg_jax.train import build
 NAMES = [
     x
     for x in recipes.names()
-    if "/" not in x and x not in ("export", "report", "compare", "replay")
+    if "/" not in x and isinstance(recipes.read(x).config, configs.Config)
 ]
 
 

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict, config_flags
 
 import vicreg_jax
 from vicreg_jax import files, methods
-from vicreg_jax.config import Config, fields
+from vicreg_jax.config import Config, Study, fields
 from vicreg_jax.config.evaluation import READS, Evaluation
 from vicreg_jax.refusals import NotFound, Refusal, one_line
 
-__all__ = ["Recipe", "find", "names", "override", "read", "values"]
+__all__ = ["Recipe", "changed", "find", "names", "override", "read", "values"]
 
 
 # In an installed package they are in it, in a checkout beside it.
@@ -31,7 +31,7 @@ FOLDER = next(
 class Recipe(NamedTuple):
     name: str  # of the file, without folder and .py
     doc: str
-    config: Config | Evaluation  # whole, with no limits checked
+    config: Config | Evaluation | Study  # whole, with no limits checked
 
 
 def names() -> list[str]:
@@ -88,8 +88,9 @@ def read(text: str, *, changes: Mapping[str, Any] | None = None) -> Recipe:
         ) from error
     task = given.get("task")
     kind = Evaluation if isinstance(task, str) and task in READS else Config
+    kind = Study if task == "study" else kind
     config = fields.build(kind, given | dict(changes or {}))
-    if kind is Evaluation:
+    if kind is not Config:
         return Recipe(path.stem, module.__doc__ or "", config)
     own = given.get("method", Config.method)
     if config.method != own and given.get("loss") and "loss" not in (changes or {}):
@@ -103,7 +104,25 @@ def read(text: str, *, changes: Mapping[str, Any] | None = None) -> Recipe:
     return Recipe(path.stem, module.__doc__ or "", config)
 
 
-def values(config: Config | Evaluation) -> dict[str, Any]:
+def changed(text: str, given: Mapping[str, str]) -> Recipe:
+    """Returns a recipe with some fields changed; no limits are checked.
+
+    Args:
+      text: see `read`. given: see `override`.
+
+    Raises:
+      Refusal: see `read` and `override`.
+    """
+    first = {  # what decides on other defaults
+        name: given[name].partition("=")[2]
+        for name in ("task", "method")
+        if "=" in given.get(name, "")
+    }
+    recipe = read(text, changes=first)
+    return recipe._replace(config=override(recipe.config, given))
+
+
+def values(config: Config | Evaluation | Study) -> dict[str, Any]:
     """Returns dotted names and values of the fields that the config's task reads."""
     found = fields.flat(config)
     if config.task not in READS:
@@ -113,8 +132,8 @@ def values(config: Config | Evaluation) -> dict[str, Any]:
 
 
 def override(
-    config: Config | Evaluation, given: Mapping[str, str]
-) -> Config | Evaluation:
+    config: Config | Evaluation | Study, given: Mapping[str, str]
+) -> Config | Evaluation | Study:
     """Returns a config with some fields changed on the command line; no limits checked.
 
     Args:

@@ -5,20 +5,23 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from vicreg_jax import devices, evaluate, files, methods, report, train
-from vicreg_jax.config import Config, Evaluation
+from vicreg_jax.command import studies
+from vicreg_jax.config import Config, Evaluation, Study
 from vicreg_jax.data import preparing
 from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.source import describe
 from vicreg_jax.data.sources.load import load_splits
 from vicreg_jax.evaluate import gallery
 from vicreg_jax.evaluate import tasks as evaluations
-from vicreg_jax.refusals import Refusal
-from vicreg_jax.report import comparison
+from vicreg_jax.refusals import Diverged, Refusal
+from vicreg_jax.report import comparison, listing
+from vicreg_jax.report import study as report_of_study
 from vicreg_jax.run import workdirs
 from vicreg_jax.run.progress import counted
 from vicreg_jax.train import replaying
@@ -27,10 +30,12 @@ from vicreg_jax.weights import export, hub, loading
 __all__ = [
     "compare",
     "judge",
+    "list_runs",
     "prepare",
     "pretrain",
     "replay",
     "run",
+    "study",
     "write_export",
     "write_report",
 ]
@@ -107,6 +112,40 @@ def compare(config: Evaluation, workdir: Path) -> None:
     print(f"{page} is written; open it in a browser", file=sys.stderr)
 
 
+def study(config: Study, workdir: Path) -> None:
+    """Trains the runs of a study that have not finished, and writes its table."""
+    _need_one_process("a study")
+    report.check_installed()
+    planned = studies.plan(config, workdir)
+    found = {run.folder: studies.finished(run) for run in planned}
+    table = ""
+    with workdirs.held(workdir):
+        if not jax.config.jax_compilation_cache_dir:  # runs of a row compile alike
+            jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        for i, run in enumerate(planned, 1):
+            if found[run.folder] is None:
+                print(f"run {i} of {len(planned)}: {run.folder}", file=sys.stderr)
+                diverged = False
+                try:
+                    pretrain(run.config, run.folder)
+                    for name, evaluation in run.evaluations.items():
+                        judge(evaluation, run.folder / "eval" / name, name=name)
+                except Diverged as error:  # a result, of a row of a study
+                    print(f"it diverged: {error}", file=sys.stderr)
+                    diverged = True
+                studies.remember(run, diverged=diverged)
+                found[run.folder] = studies.finished(run)
+            runs = [found[x.folder] for x in planned if found[x.folder]]
+            table = report_of_study.write(config, runs, workdir)
+    print(table)
+    print(f"{workdir / 'study.html'} is written; open it in a browser", file=sys.stderr)
+
+
+def list_runs(config: Evaluation, workdir: Path) -> None:
+    """Prints the runs in a folder, and in the folders within."""
+    listing.show(workdir, by=config.by)
+
+
 def write_export(config: Evaluation, workdir: Path) -> None:
     """Writes an encoder for others, and checks what they would compute with it."""
     _need_one_process("an export")
@@ -138,24 +177,26 @@ def replay(config: Evaluation, workdir: Path) -> None:
     replaying.show(workdir, train.replay(workdir, step))
 
 
-TASKS: dict[str, Callable[[Config | Evaluation, Path], None]] = {
+TASKS: dict[str, Callable[[Any, Path], None]] = {
     "pretrain": pretrain,
     "prepare": prepare,
     "export": write_export,
     "report": write_report,
     "compare": compare,
+    "study": study,
+    "ls": list_runs,
     "replay": replay,
 }
 
 
-def run(config: Config | Evaluation, workdir: str | None, *, name: str) -> None:
+def run(config: Config | Evaluation | Study, workdir: str | None, *, name: str) -> None:
     """Does the task of a config.
 
     Args:
       workdir: by default runs/NAME; of an evaluation of a run RUN/eval/NAME.
       name: of the recipe.
     """
-    folder = Path("runs", name)
+    folder = Path("runs") if config.task == "ls" else Path("runs", name)
     if config.task in ("report", "replay") and not (workdir or config.batch):
         raise Refusal(f"--workdir is missing: the folder of the run to {config.task}")
     if config.task in evaluations.TASKS:

@@ -17,6 +17,7 @@ from vicreg_jax.config.pretraining import (
     Where,
     parse,
 )
+from vicreg_jax.config.study import Study
 
 __all__ = [
     "MOST_CHANNELS",
@@ -32,6 +33,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Prepare",
+    "Study",
     "Where",
     "parse",
 ]

@@ -56,6 +56,7 @@ READS = {
     "export": ("checkpoint", "export", "model"),
     "report": (),
     "compare": ("runs",),
+    "ls": ("by",),
     "replay": ("step", "batch"),
 }
 Task = Annotated[str, Limit(READS.__contains__, f"must be one of {', '.join(READS)}")]
@@ -166,6 +167,7 @@ class Evaluation(Settings):
     svm: Svm = field(default_factory=Svm)
     export: Export = field(default_factory=Export)
     runs: tuple[str, ...] = ()  # workdirs, to be compared
+    by: str = ""  # the value of runs to list the best first by, such as knn_top1
     step: NotNegative[int] = 0  # of a run, to be computed again
     batch: str = ""  # or the file RUN/not_finite_STEP.npz
 
@@ -201,7 +203,7 @@ class Evaluation(Settings):
                 "the task replay needs config.step, from 1 on, or config.batch, a file"
                 f" RUN/not_finite_STEP.npz; got {self.step} and {self.batch!r}"
             )
-        if self.task not in ("report", "compare", "replay") and not self.checkpoint:
+        if "checkpoint" in READS[self.task] and not self.checkpoint:
             yield (
                 "config.checkpoint is empty; give the workdir of a run, an exported"
                 " folder, or a .pth or .safetensors file"

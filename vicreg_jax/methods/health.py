@@ -16,16 +16,20 @@ def statistics(representation: jax.Array, embedding: jax.Array) -> dict[str, jax
     """Returns scalar statistics of one view, float32.
 
     `*_std` is the mean over dimensions of the standard deviation over the batch,
-    `embedding_correlation` the mean absolute off-diagonal correlation of embeddings,
+    `embedding_std_least` and `embedding_std_greatest` are those of single dimensions,
+    `embedding_correlation` is the mean absolute off-diagonal correlation of embeddings,
     `*_rank` RankMe. All are meant for looking at, none for a gradient.
 
     Args:
       representation: [n, f]; embedding: [n, d]; any float dtype.
     """
     y, z = representation.astype(jnp.float32), embedding.astype(jnp.float32)
+    std = jnp.std(z, axis=0, ddof=1)
     return {
         "representation_std": jnp.mean(jnp.std(y, axis=0, ddof=1)),
-        "embedding_std": jnp.mean(jnp.std(z, axis=0, ddof=1)),
+        "embedding_std": jnp.mean(std),
+        "embedding_std_least": jnp.min(std),
+        "embedding_std_greatest": jnp.max(std),
         "embedding_correlation": mean_correlation(z),
         "representation_rank": rankme(y),
         "embedding_rank": rankme(z),

@@ -25,6 +25,7 @@ __all__ = [
     "binned",
     "curve",
     "curves",
+    "dots",
     "finish",
     "panel",
     "shares",
@@ -188,6 +189,28 @@ def spectra(
         _scales(axes, xlabel, longest, log=log, log_x=log)
         if len(curves) > 1:
             _name_lines(axes)
+        return finish(axes, title)
+
+
+def dots(title: str, found: Mapping[str, Sequence[float]]) -> Drawn:
+    """Draws the values of some runs by row, each a dot, with a line at their mean."""
+    with panel(title) as axes:
+        longest = max(len(name) for name in found)
+        left = min(0.06 + 0.015 * longest, 0.5)
+        axes.set_position((left, 0.1, 0.96 - left, 0.76))
+        axes.title.set_x(-left / (0.96 - left))
+        axes.figure.set_figheight(max(PANEL[1], 0.6 + 0.16 * len(found)))
+        for i, values in enumerate(found.values()):
+            y = np.full(len(values), i)
+            style = dict(s=14, color=COLOURS["accent"], alpha=0.7, linewidths=0)
+            axes.scatter(values, y, **style, clip_on=False, zorder=3)
+            if len(values):
+                axes.plot([np.mean(values)] * 2, [i - 0.3, i + 0.3], lw=1.4)
+                axes.lines[-1].set_color(COLOURS["ink"])
+        axes.set_yticks(range(len(found)), list(found))
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.grid(axis="x")
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         return finish(axes, title)
 
 

@@ -22,13 +22,13 @@ from vicreg_jax.evaluate.augmented import augmented_features
 from vicreg_jax.evaluate.features import Whole, stream
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal
-from vicreg_jax.report.uncertainty import Z95
 from vicreg_jax.run.prefetch import Feed
 from vicreg_jax.run.state import TrainState
 from vicreg_jax.train.build import encoder_variables
 
 __all__ = ["FILE", "Verdict", "change_of_shares", "jackknife"]
 
+Z95 = 1.96  # standard errors that hold 95 % of a normal distribution
 FILE = "verdict.json"
 QUERIES, BANK, NEIGHBOURS = 10_000, 50_000, 20  # at most
 IMAGES, VIEWS = 1000, 4  # without labels
