@@ -144,7 +144,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},  # of a banner
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
     reference = (tmp_path / "reference/index.html").read_text()

@@ -101,7 +101,7 @@ def test_it_runs_and_beats_raw_pixels():
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
     learned, pixels = (

@@ -16,7 +16,7 @@ def run(*command, cwd, **env):
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | env,
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=1500,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done

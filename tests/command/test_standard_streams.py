@@ -18,7 +18,7 @@ def shell(command):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1500,
     )
 
 

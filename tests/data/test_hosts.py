@@ -44,7 +44,7 @@ def global_batches(path, folder, hosts, steps):
         words = [str(x) for x in (path, parts[-1], host, hosts, *steps)]
         command = [sys.executable, "-c", HOST, *words]
         running.append(subprocess.Popen(command, env=environment()))
-    assert [process.wait(timeout=120) for process in running] == [0] * hosts
+    assert [process.wait(timeout=1500) for process in running] == [0] * hosts
     parts = [np.load(part) for part in parts]
     return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
 

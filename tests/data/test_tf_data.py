@@ -325,7 +325,7 @@ def test_tensorflow_is_told_to_leave_accelerators_alone_and_ends_with_the_proces
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1500,
     )
     assert (done.returncode, done.stdout) == (0, "made\n"), done.stderr
 

@@ -151,7 +151,7 @@ def test_a_stuck_evaluation_ends_itself(data, tmp_path):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1500,
     )
     assert done.returncode == 75, done.stderr
     assert "no step has finished for" in done.stderr

@@ -107,7 +107,7 @@ def test_a_run_killed_in_a_save_is_the_run_on_a_disk(s3, tmp_path):
                 run.wait()
 
         s3.before = kill
-        run.communicate(timeout=300)
+        run.communicate(timeout=1500)
     assert run.returncode == -signal.SIGKILL
     s3.before = lambda *_: None
     done = main(*flags, f"--workdir={ROOT}/run")

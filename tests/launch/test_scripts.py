@@ -38,7 +38,7 @@ time.sleep(60)
 """
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=1500):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -55,7 +55,7 @@ def started(*command, **options):
     finally:
         with suppress(ProcessLookupError):  # all have ended
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=1500)
 
 
 def shell_of(name, tmp_path):
@@ -70,9 +70,9 @@ def shell_of(name, tmp_path):
 @pytest.mark.parametrize("name", [*SCRIPTS, "skypilot.yaml"])
 def test_scripts_are_correct_bash(name, tmp_path):
     script = shell_of(name, tmp_path)
-    subprocess.run(["bash", "-n", script], check=True, timeout=30)
+    subprocess.run(["bash", "-n", script], check=True, timeout=1500)
     shellcheck = [checker("shellcheck"), "--shell=bash", script]
-    found = subprocess.run(shellcheck, capture_output=True, text=True, timeout=60)
+    found = subprocess.run(shellcheck, capture_output=True, text=True, timeout=1500)
     assert found.returncode == 0, found.stdout
 
 
@@ -107,7 +107,7 @@ def tpu(tmp_path, *words, **variables):
         | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=1500,
     )
     calls = record.read_text().split("\0\n")[:-1]
     return done, [call.split("\0") for call in calls]
@@ -182,7 +182,7 @@ def test_tpu_install_copies_the_commit_to_every_host(tmp_path):
     assert steps[0] == "set -e"
     assert "tar -xzf vicreg_jax.tar.gz -C vicreg_jax" in steps
     assert steps[-1].endswith('pip install --python .venv ".[tpu,data]"')
-    subprocess.run(["bash", "-n", "-c", "\n".join(steps)], check=True, timeout=30)
+    subprocess.run(["bash", "-n", "-c", "\n".join(steps)], check=True, timeout=1500)
 
 
 def test_tpu_run_goes_on_until_it_is_stopped(tmp_path):
@@ -290,7 +290,7 @@ def test_slurm_starts_a_cluster_of_two_processes(tmp_path):
     python = executable(tmp_path / "python", f"#!/bin/sh\nexec {shlex.join(program)}\n")
     variables = dict(JAX_NUM_CPU_DEVICES="2", NPROC="16")
     with slurm(tmp_path, python, free_job(), **variables) as job:
-        _, err = job.communicate(timeout=120)
+        _, err = job.communicate(timeout=1500)
         assert job.returncode == 0, err
     said = [json.loads(x) for x in err.splitlines() if x.startswith("{")]
     same = dict(joined=True, of=2, devices=4, total=6.0, seen=[0, 1])
@@ -308,7 +308,7 @@ def test_slurm_trains_a_run_of_two_processes(tmp_path):
     flags = (*FOUR_EPOCHS, f"--workdir={tmp_path / 'run'}")
     variables = dict(JAX_NUM_CPU_DEVICES="2", NPROC="16", PYTHONPATH=str(ROOT))
     with slurm(tmp_path, sys.executable, free_job(), flags, **variables) as job:
-        _, err = job.communicate(timeout=300)
+        _, err = job.communicate(timeout=1500)
     assert job.returncode == 0, err
     assert [line["step"] for line in lines(tmp_path / "run")][-1] == 56
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())
@@ -327,7 +327,7 @@ def test_slurm_queues_again_when_the_time_is_over_but_not_when_cancelled(
             job.send_signal(signal.SIGUSR1)
         else:  # and here the tasks too
             os.killpg(job.pid, signal.SIGTERM)
-        out, err = job.communicate(timeout=30)
+        out, err = job.communicate(timeout=1500)
     assert out.count("saved") == 2, err
     assert job.returncode == 0, err
     asked = tmp_path / "record.scontrol"
@@ -340,6 +340,6 @@ def test_slurm_queues_again_when_the_time_is_over_but_not_when_cancelled(
 def test_a_job_that_fails_does_not_queue_again(tmp_path):
     python = executable(tmp_path / "python", "#!/bin/sh\nexit 2\n")
     with slurm(tmp_path, python) as job:
-        job.communicate(timeout=30)
+        job.communicate(timeout=1500)
         assert job.returncode == 2
     assert not (tmp_path / "record.scontrol").exists()

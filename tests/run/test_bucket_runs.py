@@ -208,7 +208,7 @@ def test_a_run_killed_at_any_moment_of_a_save_is_the_run_on_a_disk(
                 run.wait()
 
         bucket.before = kill
-        run.communicate(timeout=300)
+        run.communicate(timeout=1500)
     assert run.returncode == -signal.SIGKILL
     bucket.before = lambda *_: None
     done = main(*FLAGS, f"--workdir={RUN}")
@@ -308,7 +308,7 @@ def test_a_judge_killed_in_a_bucket_ends_as_on_a_disk(bucket, disk, task, tmp_pa
                     judge.wait()
 
         bucket.before = kill
-        judge.communicate(timeout=300)
+        judge.communicate(timeout=1500)
     assert judge.returncode == -signal.SIGKILL
     bucket.before = lambda *_: None
     done = main(*there)

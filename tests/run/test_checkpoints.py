@@ -229,7 +229,11 @@ def test_two_processes_agree_on_what_they_restore_and_when_they_stop(tmp_path, m
         subprocess.Popen([*command, str(i)], env=environment(NPROC="16"), **pipes)
         for i in range(2)
     ]
-    ended = [process.communicate(timeout=120) for process in running]
+    try:
+        ended = [process.communicate(timeout=1500) for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert [process.returncode for process in running] == [0, 0], ended
     one, other = (json.loads(out.splitlines()[-1]) for out, _ in ended)
     assert one == other

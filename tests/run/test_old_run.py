@@ -44,7 +44,7 @@ def begin(*flags):
 
 
 def end(process):
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1500)
     assert process.returncode == 0, err
     return out, err
 

@@ -101,7 +101,9 @@ def test_making_goes_on_while_a_batch_is_sent(mesh, monkeypatch):
         return np.zeros(8)
 
     def send(sharding, batch):
-        assert third.wait(timeout=30)  # the first is not sent before the third is made
+        assert third.wait(
+            timeout=1500
+        )  # the first is not sent before the third is made
         return jax.device_put(batch, sharding)
 
     monkeypatch.setattr(jax, "make_array_from_process_local_data", send)

@@ -30,7 +30,7 @@ def test_what_never_beats_again_is_ended_with_its_stacks(tmp_path):
     begin = time.monotonic()
     command = [sys.executable, "-c", code, str(tmp_path / "stuck.txt")]
     done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=90
+        command, env=environment(), capture_output=True, text=True, timeout=1500
     )
     assert done.returncode == 75 and time.monotonic() - begin < 80
     assert (
