@@ -144,6 +144,9 @@ class Model:
     # Hidden widths between the embedding and its prediction; (): no predictor.
     predictor: tuple[Positive[int], ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"  # computing; parameters: float32
+    # Parts of a batch that the encoder sees one by one, to save memory, each with its
+    # own BatchNorm statistics; the loss is that of the whole batch.
+    microbatches: Positive[int] = 1
     weights: str = ""  # to start from: a run's workdir, an export, a file of weights
     weights_expander: bool = False  # the expander starts from there, too; else anew
     # In training the encoder's BatchNorm keeps its running statistics and takes those.
@@ -277,6 +280,12 @@ class Config(Settings):
             yield (
                 f"config.augment.{' and '.join(coloured)} need RGB, and config.data"
                 f".mean has {channels} channels; add {zero}"
+            )
+        parts = self.model.microbatches
+        if data.batch_size % parts or data.batch_size < 2 * parts:
+            yield (
+                f"config.model.microbatches ({parts}) must divide config.data"
+                f".batch_size ({data.batch_size}) into parts of 2 or more"
             )
         if self.model.expander[-1] < 2:
             yield (

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from vicreg_jax import models
 from vicreg_jax.methods.directions import Directions
 
 __all__ = ["Byol"]
@@ -32,9 +31,7 @@ class Byol(Directions):
     def forward(self, variables, views, *, key, capture=False):
         own = {name: x for name, x in variables.items() if name != "target"}
         outputs, kept = super().forward(own, views, key=key, capture=capture)
-        follower = models.JointEmbedding(
-            self.encoder, self.expander, frozen_norm=self.module.frozen_norm
-        )
+        follower = self.module.clone(predictor=None)
         (_, targets), _ = follower.apply(
             own | {"params": variables["target"]},
             views,

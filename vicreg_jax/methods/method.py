@@ -55,7 +55,7 @@ class Method:
       stop_gradient: of what is predicted, for the methods that stop one.
       second: encoder and expander of a second branch, for the second, fourth, ... view,
         with weights of its own; it has a predictor like that of the first.
-      frozen_norm: see `models.JointEmbedding`.
+      frozen_norm, microbatches: see `models.JointEmbedding`.
 
     Raises:
       Refusal: a weight is negative or for a term that the method does not have, all of
@@ -87,6 +87,7 @@ class Method:
         stop_gradient: bool = True,
         second: tuple[nn.Module, nn.Module] | None = None,
         frozen_norm: bool = False,
+        microbatches: int = 1,
     ):
         if predictor is not None and not self.takes_predictor:
             raise Refusal(
@@ -105,12 +106,12 @@ class Method:
             )
         if second is not None:  # copies, as flax shares the weights of one object
             parts = [x and x.clone() for x in (*second, predictor)]
-            second = models.JointEmbedding(*parts)
+            second = models.JointEmbedding(*parts, microbatches=microbatches)
         self.encoder = encoder
         self.expander = expander
         self.stop_gradient = stop_gradient
         self.module = models.JointEmbedding(
-            encoder, expander, predictor, second, frozen_norm
+            encoder, expander, predictor, second, frozen_norm, microbatches
         )
         self.weights = self.weighed(weights or {})
 

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -87,6 +86,10 @@ class JointEmbedding(nn.Module):
     With `frozen_norm` the encoder is in inference mode in training, too: BatchNorm
     takes its running statistics, which stay, and there is no dropout. It learns all the
     same.
+    With `microbatches` m the encoder sees in training the rows 0, m, 2m, ..., then 1,
+    m + 1, ..., and so on, each part with its own BatchNorm statistics. Of a part
+    nothing is kept but its representations: the backward pass computes the rest again.
+    What follows sees all rows at once, so the loss and its gradient are of the whole.
     """
 
     encoder: nn.Module
@@ -94,6 +97,7 @@ class JointEmbedding(nn.Module):
     predictor: nn.Module | None = None
     second: nn.Module | None = None  # another JointEmbedding
     frozen_norm: bool = False
+    microbatches: int = 1
 
     def __call__(self, images: jax.Array, *, train: bool):
         if self.second is None or images.ndim < 5:
@@ -109,16 +113,43 @@ class JointEmbedding(nn.Module):
         return representation, *map(_in_turn, own, others)
 
     def _outputs(self, images, train):
-        encode = partial(self.encoder, train=train and not self.frozen_norm)
-        if images.ndim == 5 and not getattr(self.encoder, "takes_views", False):
-            seen = [encode(view) for view in jnp.unstack(images, axis=1)]
-            representation = jnp.stack(seen, axis=1)
-        else:
-            representation = encode(images)
+        representation = self.encode(images, train=train)
         embedding = self.expander(representation, train=train)
         if self.predictor is None:
             return representation, embedding
         return representation, embedding, self.predictor(embedding, train=train)
+
+    def encode(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the representations of the first branch: [n, f], or [n, v, f]."""
+        train = train and not self.frozen_norm
+        parts = self.microbatches if train else 1
+        if parts == 1:
+            return _encoded(self.encoder, images, train)
+        encode_next = nn.scan(
+            nn.remat(_encode_next, static_argnums=(3,), prevent_cse=False),
+            variable_broadcast="params",
+            variable_carry="batch_stats",
+            variable_axes={"intermediates": 0},
+            split_rngs={"params": False, "dropout": True},
+            in_axes=(1, nn.broadcast),
+            out_axes=1,
+        )
+        # Rows that lie together are of one device: it has some of each part.
+        rows = images.reshape(len(images) // parts, parts, *images.shape[1:])
+        _, seen = encode_next(self.encoder, (), rows, train)
+        return seen.reshape(len(images), *seen.shape[2:])
+
+
+def _encode_next(encoder, carry, images, train):
+    return carry, _encoded(encoder, images, train)
+
+
+def _encoded(encoder, images, train):
+    """Returns representations [n, f], or [n, v, f] of views."""
+    if images.ndim == 5 and not getattr(encoder, "takes_views", False):
+        seen = [encoder(view, train=train) for view in jnp.unstack(images, axis=1)]
+        return jnp.stack(seen, axis=1)
+    return encoder(images, train=train)
 
 
 def _in_turn(a, b):

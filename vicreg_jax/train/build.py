@@ -30,6 +30,7 @@ from vicreg_jax.weights.contents import part
 __all__ = [
     "check_encoder",
     "check_loss",
+    "check_microbatches",
     "encoder_variables",
     "images",
     "initializer",
@@ -123,6 +124,8 @@ def method(
     if config.model.second_encoder:
         options["second"] = _second(config)
     options |= {"frozen_norm": True} if config.model.frozen_norm else {}
+    microbatches = config.model.microbatches
+    options |= {"microbatches": microbatches} if microbatches > 1 else {}
     made = made or methods.named(config.method)
     found = made(*parts, **options) if _takes(made, parts, options) else None
     if not isinstance(found, Method):
@@ -132,6 +135,17 @@ def method(
             " or a name as config.method"
         )
     return found
+
+
+def check_microbatches(config: Config, devices: int) -> None:
+    """Raises Refusal where a device's rows cannot be divided into microbatches."""
+    parts, rows = config.model.microbatches, config.data.batch_size // devices
+    if rows % parts:
+        near = max(x for x in range(1, parts) if rows % x == 0)
+        raise Refusal(
+            f"config.model.microbatches ({parts}) must divide the {rows} images of a"
+            f" device; use {near}, or another config.data.batch_size"
+        )
 
 
 def _second(config):

@@ -53,6 +53,14 @@ def estimate(
     variables = {"params": state.params, **state.others()}
     forward = partial(method.forward, key=jax.random.key(0))
     products = _products(jax.make_jaxpr(forward)(variables, views).jaxpr)
+    parts = config.model.microbatches
+    if parts > 1:  # of the encoder nothing is kept but a part
+        part = jax.ShapeDtypeStruct((rows // parts, *shape[1:]), jnp.float32)
+        alone = method.module.clone(microbatches=1)
+        encode = partial(
+            alone.apply, train=True, mutable=["batch_stats"], method="encode"
+        )
+        products += _products(jax.make_jaxpr(encode)(variables, part).jaxpr)
     held, gradients = _own(state), _own(state.params)
     views = _bytes(views) + rows * canvas**2 * channels
     fixed = held + gradients
@@ -79,8 +87,9 @@ def check(need: Need, limit: float | None) -> str:
     if limit is None or need.likely <= limit:
         return ""
     advice = (
-        f"{need.words}; a device has {limit / 1e9:.1f} GB. Lower data.batch_size, take"
-        " a narrower model.expander or encoder, or more devices"
+        f"{need.words}; a device has {limit / 1e9:.1f} GB. Raise model.microbatches,"
+        " lower data.batch_size, take a narrower model.expander or encoder, or more"
+        " devices"
     )
     if need.least > limit:
         raise Refusal(f"out of memory before it begins: {advice}")

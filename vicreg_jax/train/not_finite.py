@@ -32,7 +32,7 @@ def explain(
     variables = {"params": params, **others}
     outputs, kept = method.forward(variables, views, key=key, capture=True)
     for layer, value, view in _in_order(kept.get("intermediates", {}), views.shape[1]):
-        found = rows(value, view)
+        found = rows(_whole(value, len(views), method.module.microbatches), view)
         if found:
             return f"layer {layer}, {found}"
     terms = {name: float(x) for name, x in method.terms(outputs).items()}
@@ -64,6 +64,13 @@ def _in_order(tree, views, path=()):
                     yield "/".join(path) or "model", leaf, view
         elif isinstance(value, Mapping):
             yield from _in_order(value, views, (*path, name))
+
+
+def _whole(x, n, parts):
+    """Returns what an encoder has made of n rows part by part, as if of all at once."""
+    if parts == 1 or x.shape[:2] != (parts, n // parts):
+        return x
+    return jnp.swapaxes(x, 0, 1).reshape(n, *x.shape[2:])
 
 
 def _rows(x, view=None, *, shape):

@@ -137,6 +137,7 @@ class Pretraining(Job):
         recorded=None,
     ):
         self.mesh = devices.mesh(config.data.batch_size)
+        build.check_microbatches(config, self.mesh.size)
         self.method = build.method(config, encoder, method)
         self.config = config = replace(config, **build.names(self.method, method))
         width = build.check_encoder(self.method, config)

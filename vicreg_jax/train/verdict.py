@@ -144,7 +144,8 @@ class Verdict:
 
     def _loss(self, state, rows):
         """Returns the loss of each block of images, as a step computes it."""
-        size = len(rows) // BLOCKS // self._mesh.size * self._mesh.size
+        least = self._mesh.size * self._config.model.microbatches
+        size = len(rows) // BLOCKS // least * least
         if size < 2:
             return {}
         data = replace(self._config.data, batch_size=size)
