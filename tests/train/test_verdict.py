@@ -43,6 +43,19 @@ def test_the_jackknife_of_a_mean_has_the_interval_of_its_blocks():
     assert half == pytest.approx(2.365 * blocks.std(ddof=1) / np.sqrt(8))
 
 
+def test_the_linear_probe_is_scikit_learns_of_any_class_numbers():
+    sklearn = pytest.importorskip("sklearn.linear_model", reason="the extra demo")
+    rng = np.random.default_rng(0)
+    labels = rng.choice([2, 5, 9], 90)
+    features = rng.normal(size=(90, 6)) + labels[:, None] * 0.3
+    asked = rng.normal(size=(40, 6)) + 1.5
+    scaled = [(x - features.mean(axis=0)) / features.std() for x in (features, asked)]
+    model = sklearn.LogisticRegression(C=1.0, tol=1e-8, max_iter=1000)
+    want = model.fit(scaled[0], labels).predict(scaled[1])
+    np.testing.assert_array_equal(verdict._linear(features, labels, asked), want)
+    assert verdict._linear(features, np.full(90, 3), asked) is None
+
+
 @pytest.mark.parametrize(
     ("change", "word"), [(2.1, "better"), (-2.1, "worse"), (1.9, "within noise")]
 )
@@ -62,6 +75,8 @@ def test_a_run_with_labels_is_judged_by_neighbours_and_once(tmp_path, capsys):
     old, new = (100 * np.mean(found[x]["right"]) for x in ("before", "after"))
     assert f"20-NN top-1 {old:.1f} % before, {new:.1f} % after" in line
     assert old > 80  # not chance: neighbours and labels belong together
+    old, new = (100 * np.mean(found[x]["linear"]) for x in ("before", "after"))
+    assert f"linear top-1 {old:.1f} % before, {new:.1f} % after" in line and old > 80
     kept = (tmp_path / "verdict.json").read_bytes()
     train.run(config(), tmp_path, source=source)
     assert line in capsys.readouterr().err.splitlines()

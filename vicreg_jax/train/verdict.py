@@ -1,5 +1,6 @@
 """What a run has done to its encoder, on images that it never saw: before and after."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from vicreg_jax.data.augment import draw
 from vicreg_jax.data.labels import exist, known
 from vicreg_jax.data.source import Source
 from vicreg_jax.devices import sharding
-from vicreg_jax.evaluate import diagnostics, neighbours
+from vicreg_jax.evaluate import diagnostics, logistic, neighbours
 from vicreg_jax.evaluate.augmented import augmented_features
 from vicreg_jax.evaluate.features import Whole, stream
 from vicreg_jax.methods import Method
@@ -30,7 +31,7 @@ __all__ = ["FILE", "Verdict", "change_of_shares", "jackknife"]
 
 Z95 = 1.96  # standard errors that hold 95 % of a normal distribution
 FILE = "verdict.json"
-QUERIES, BANK, NEIGHBOURS = 10_000, 50_000, 20  # at most
+QUERIES, BANK, NEIGHBOURS, FITTED = 10_000, 50_000, 20, 10_000  # at most
 IMAGES, VIEWS = 1000, 4  # without labels
 BLOCKS, T95 = 8, 2.365  # of a jackknife; Student's t of 7 degrees of freedom
 TEMPERATURE = 0.07  # of the votes
@@ -39,7 +40,8 @@ TEMPERATURE = 0.07  # of the votes
 class Verdict:
     """Judges a run by the images that it held out, before its first step and after.
 
-    With labels by nearest neighbours among the training images; without by LiDAR, and
+    With labels by nearest neighbours among the training images, and beside them by
+    logistic regression on those; without by LiDAR, and
     beside it RankMe, alpha-ReQ and the loss of views augmented as in training. What was
     found before lies in verdict.json, so that a run that continues still knows it.
 
@@ -88,7 +90,7 @@ class Verdict:
     def _measured(self, state):
         variables = encoder_variables(state)
         if self._labelled:
-            return self._neighbours(variables)
+            return self._by_labels(variables)
         rows = np.arange(min(len(self._test), IMAGES))  # drawn by the seed already
         found = {"images": len(rows)}
         y = self._features(variables, self._test, rows)
@@ -115,24 +117,23 @@ class Verdict:
         parts = stream(self._apply, variables, whole, mesh=self._mesh)
         return np.concatenate(list(parts))
 
-    def _neighbours(self, variables):
-        """Returns which held-out images have the right nearest neighbours."""
+    def _by_labels(self, variables):
+        """Returns which held-out images neighbours and a linear probe get right."""
         chosen = []
         for source, most in ((self._test, QUERIES), (self._train, BANK)):
             rows = known(source.labels)
             order = plan.shuffled("knn_bank", len(rows), seed=self._config.seed)
-            chosen.append(np.sort(rows[order[:most]]))
+            chosen.append(rows[order[:most]])
         (asked, bank), k = chosen, min(NEIGHBOURS, len(chosen[1]))
         labels, near = (
             np.asarray(source.labels)[rows]
             for source, rows in zip((self._test, self._train), chosen, strict=True)
         )
-        similarities, indices = neighbours.nearest(
-            self._features(variables, self._test, asked),
-            self._features(variables, self._train, bank),
-            k=k,
-            mesh=self._mesh,
+        y, others = (
+            self._features(variables, source, rows)
+            for source, rows in ((self._test, asked), (self._train, bank))
         )
+        similarities, indices = neighbours.nearest(y, others, k=k, mesh=self._mesh)
         votes = neighbours.votes(
             similarities,
             near[indices],
@@ -140,7 +141,11 @@ class Verdict:
             temperature=TEMPERATURE,
         )
         right = votes.argmax(axis=1) == labels
-        return {"images": len(asked), "k": k, "right": right.astype(int).tolist()}
+        found = {"images": len(asked), "k": k, "right": right.astype(int).tolist()}
+        guesses = _linear(others[:FITTED], near[:FITTED], y)
+        if guesses is not None:
+            found["linear"] = (guesses == labels).astype(int).tolist()
+        return found
 
     def _loss(self, state, rows):
         """Returns the loss of each block of images, as a step computes it."""
@@ -211,12 +216,17 @@ def jackknife(
 def _words(known):
     before, after = known["before"], known["after"]
     if "right" in before:
-        change, half = change_of_shares(before["right"], after["right"])
-        old, new = (100 * np.mean(x["right"]) for x in (before, after))
-        return (
-            f"{_judged(change, half)}: {before['k']}-NN top-1 {old:.1f} % before,"
-            f" {new:.1f} % after, {change:+.1f} ±{half:.1f}"
-        )
+        said = []
+        for key, name in (("right", f"{before['k']}-NN"), ("linear", "linear")):
+            if key not in before or key not in after:
+                continue
+            change, half = change_of_shares(before[key], after[key])
+            old, new = (100 * np.mean(x[key]) for x in (before, after))
+            said.append(
+                f"{_judged(change, half)}: {name} top-1 {old:.1f} % before, {new:.1f} %"
+                f" after, {change:+.1f} ±{half:.1f}"
+            )
+        return "; ".join(said)
     names = [name for name, x in before.items() if isinstance(x, dict)]
     said = []
     for name in names:
@@ -224,6 +234,19 @@ def _words(known):
         values = f"{before[name]['all']:.3g} before, {after[name]['all']:.3g} after"
         said.append(f"{name} {values}, {change:+.2g} ±{half:.2g}")
     return f"{_judged(*jackknife(before['LiDAR'], after['LiDAR']))}: {'; '.join(said)}"
+
+
+def _linear(features, labels, asked):
+    """Returns what a linear probe takes images for; None where all are of one class."""
+    classes, numbers = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        return None
+    mean, scale = features.mean(axis=0), features.std() or 1.0
+    a, b = ((x - mean) / scale for x in (features, asked))
+    with warnings.catch_warnings():  # how near to the minimum it is decides nothing
+        warnings.simplefilter("ignore", RuntimeWarning)
+        fitted = logistic.fit(a, numbers, classes=len(classes))
+    return classes[logistic.predict(fitted, b)]
 
 
 def _judged(change, half):
