@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from vicreg_jax import files
+from vicreg_jax import files, methods
 from vicreg_jax.command import recipes, usage
 from vicreg_jax.config import Config, Evaluation, Study
 from vicreg_jax.refusals import NotFound, Refusal
@@ -99,6 +99,8 @@ def _config(recipe, words, row):
         )
     changes = usage.sort([f"--config.{word}" for word in words]).changes
     try:
-        return Config.parse(recipes.changed(recipe, changes).config)
+        config = Config.parse(recipes.changed(recipe, changes).config)
+        loss = methods.named(config.method).weighed(config.loss)  # as a run keeps it
+        return dataclasses.replace(config, loss=loss)
     except Refusal as error:
         raise Refusal(f"the row {row}: {error}") from error

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vicreg_jax.models.convolutions import conv_general_dilated
 from vicreg_jax.models.norm import BatchNorm
 
 __all__ = ["LAYERS", "STEMS", "Block", "Layers", "ResNet", "convolution"]
@@ -68,6 +69,7 @@ def convolution(
         feature_group_count=groups,
         use_bias=False,
         kernel_init=init,
+        conv_general_dilated=conv_general_dilated,
         dtype=dtype,
         name=name,
     )
