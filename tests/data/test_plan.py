@@ -48,10 +48,10 @@ def philox4x64(key, counter):
     return c0, c1, c2, c3
 
 
-def raw(seed, number, purpose, count):
+def raw(seed, number, purpose, count, part=0):
     """The stream of a plan; NumPy counts up before the first block, not after it."""
     blocks = (
-        philox4x64((seed, number), (block, 0, 0, purpose))
+        philox4x64((seed, number), (block, 0, part, purpose))
         for block in range(1, math.ceil(count / 4) + 1)
     )
     return [x for block in blocks for x in block][:count]
@@ -98,6 +98,18 @@ def test_uniforms_are_the_top_24_bits_of_raw_philox_numbers(seed, step, shape):
     assert got.dtype == np.float32 and got.shape == shape
     for (i, j, m), value in np.ndenumerate(got):
         assert value == (numbers[(m * v + j) * b + i] >> 40) / 2**24
+
+
+@settings(deadline=None, max_examples=50)
+@given(seeds, st.integers(0, 2**40), st.tuples(*[st.integers(1, 5)] * 4))
+def test_local_views_have_a_stream_of_their_own(seed, step, shape):
+    b, v, k, local = shape
+    got = plan.uniforms(seed, step, (b, v, k), local_views=local)
+    assert got.dtype == np.float32 and got.shape == (b, v + local, k)
+    np.testing.assert_array_equal(got[:, :v], plan.uniforms(seed, step, (b, v, k)))
+    numbers = raw(seed, step, 1, b * local * k, part=1)
+    for (i, j, m), value in np.ndenumerate(got[:, v:]):
+        assert value == (numbers[(m * local + j) * b + i] >> 40) / 2**24
 
 
 @pytest.mark.parametrize("seed, epoch, first", PERMUTATIONS)

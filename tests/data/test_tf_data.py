@@ -33,6 +33,9 @@ HOWS = {
     "canvas": How("whole", 24, canvas=64),  # which some boxes do not fit into
     "crops": How("crops", 24),
     "finished": How("finished", 24),
+    "local canvas": How("whole", 24, canvas=64, sizes=(24, 10)),
+    "local crops": How("crops", 24, sizes=(24, 10)),
+    "local finished": How("finished", 24, sizes=(24, 10)),
     "grey canvas": How("whole", 24, channels=1, canvas=64),
     "grey crops": How("crops", 24, channels=1),
 }

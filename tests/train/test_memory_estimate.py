@@ -42,6 +42,16 @@ def test_xla_needs_more_than_the_least_and_about_the_likely():
     assert used > estimated.likely / 1.35
 
 
+def test_local_views_of_the_same_size_need_what_global_ones_do():
+    four, other = (
+        need(shrunk(**x)) for x in (dict(views=4), dict(local_views=2, local_size=32))
+    )
+    assert other.least == four.least and other.likely == four.likely
+    small = need(shrunk(local_views=2))  # of 14 pixels
+    two = need(shrunk())
+    assert two.least < small.least < (two.least + four.least) / 2
+
+
 def test_what_grows_with_the_batch_is_divided_over_the_devices():
     one, two, eight = (need(shrunk(batch_size=n)) for n in (64, 128, 512))
     fixed = 2 * one.least - two.least

@@ -87,11 +87,19 @@ class Data(Where):
     validation: bool = False  # digits: hold out 360 training images, hide the test
     held_out: Annotated[NotNegative[float], below(1)] = 0.0  # share never trained on
     batch_size: Annotated[int, at_least(2)] = 2048  # over all devices
-    views: Annotated[int, at_least(2), at_most(100)] = 2  # of each image
+    views: Annotated[int, at_least(2), at_most(100)] = 2  # of each image; global ones
+    local_views: Annotated[NotNegative[int], at_most(100)] = 0  # small ones beside them
     image_size: Annotated[int, at_least(2), at_most(8192)] = 224  # of a view, in pixels
+    local_size: NotNegative[int] = 0  # of a local view; 0: 3/7 image_size, 96 of 224
     resize: Literal["auto", "host", "device"] = "auto"  # of files; auto: accelerators
     mean: tuple[Finite[float], ...] = (0.485, 0.456, 0.406)  # of images in [0, 1]
     std: tuple[Positive[float], ...] = (0.229, 0.224, 0.225)  # likewise, per channel
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Height and width of each view, the local ones last."""
+        local = self.local_size or round(self.image_size * 3 / 7)
+        return (self.image_size,) * self.views + (local,) * self.local_views
 
 
 @dataclass(frozen=True)
@@ -105,8 +113,13 @@ class Crop:
 
 @dataclass(frozen=True)
 class Augment(Crop):
-    """Probabilities and limits. The defaults are those of the authors' code."""
+    """Probabilities and limits. The defaults are those of the authors' code.
 
+    That of local views is SwAV's (arXiv:2006.09882, section 3.3), which gives global
+    ones a crop_scale of (0.14, 1) then.
+    """
+
+    local_scale: Pair[Share] = (0.05, 0.14)  # crop_scale of local views
     crop_ratio: Pair[Ratio] = (3 / 4, 4 / 3)  # width over height
     rotation: NotNegative[float] = 0.0  # degrees, at most, either way
     shear: Probability[float] = 0.0  # horizontal over vertical shift, either way
@@ -263,12 +276,17 @@ class Config(Settings):
         data, name, warmup = self.data, self.data.name, self.optimizer.warmup_epochs
         for field_name in ("blur", "solarize"):
             found = getattr(self.augment, field_name)
-            if len(found) not in (2, data.views):
+            if len(found) not in (2, data.views, len(data.sizes)):
                 yield (
                     f"config.augment.{field_name} has a probability for each of 2"
-                    " views, which are taken in turn, or of config.data.views"
-                    f" ({data.views}); got {found}"
+                    " views, which are taken in turn, of all with the local ones, or of"
+                    f" config.data.views ({data.views}); got {found}"
                 )
+        if not 2 <= data.sizes[-1] <= data.image_size:
+            yield (
+                "config.data.local_size must be from 2 to config.data.image_size"
+                f" ({data.image_size}); got {data.sizes[-1]}"
+            )
         channels = len(data.mean)
         if not 1 <= channels <= MOST_CHANNELS or channels != len(data.std):
             yield (

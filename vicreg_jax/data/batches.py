@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -16,7 +17,10 @@ from vicreg_jax.data.source import Source
 from vicreg_jax.devices import sharding
 from vicreg_jax.refusals import Refusal
 
-__all__ = ["Batch", "Batches", "policies"]
+__all__ = ["Batch", "Batches", "Views", "policies", "views_like"]
+
+# Of n images [n, v, h, w, c]; or a pair of that: the global and the local views.
+Views = jax.Array | tuple[jax.Array, jax.Array]
 
 
 @flax.struct.dataclass
@@ -26,8 +30,9 @@ class Batch:
     Attributes:
       images: by the kind:
         "whole": uint8 [b, h, w, c], which the device crops
-        "crops": uint8 [b, v, size, size, c], which the device recolours
-        "finished": uint8 [b, v, size, size, c], the views
+        "crops": uint8 [b, v, size, size, c], which the device recolours; with local
+          views one after the other, see `How.views_in`
+        "finished": the same, the views
         "normalized": float32 [b, v, size, size, c], the views as the network sees them
         "held": int32 [b], numbers of images that every device holds, and crops
       parameters: arrays [b, v, ...].
@@ -113,7 +118,7 @@ class Batches:
             self._resident = (sharding.place(rows, self.sharding[0]),)
         return self._resident
 
-    def render(self, resident: tuple[jax.Array, ...], batch: Batch) -> jax.Array:
+    def render(self, resident: tuple[jax.Array, ...], batch: Batch) -> Views:
         """Returns the normalized views, float32 [b, v, size, size, c]."""
         images, data = batch.images, self._config.data
         if batch.kind == "normalized":
@@ -122,18 +127,37 @@ class Batches:
             (everything,) = resident
             shape = self._source.array.shape[1:]
             images = everything[images].reshape(len(images), *shape)
+        made = batch.kind in ("finished", "crops")
+        parts = self._how.views_in(images) if made else [images] * len(data.sizes)
         seen = []
-        for i, policy in enumerate(self._policies):
+        for i, (policy, size) in enumerate(
+            zip(self._policies, data.sizes, strict=True)
+        ):
             view = jax.tree.map(lambda x, i=i: x[:, i], batch.parameters)
             how = dict(policy=policy, in_turn=self._in_turn)
             if batch.kind == "finished":
-                pixels = on_device.as_float(images[:, i])
+                pixels = on_device.as_float(parts[i])
             elif batch.kind == "crops":
-                pixels = on_device.render_crops(images[:, i], view, **how)
+                pixels = on_device.render_crops(parts[i], view, **how)
             else:
-                pixels = on_device.render(images, view, size=data.image_size, **how)
+                pixels = on_device.render(parts[i], view, size=size, **how)
             seen.append(on_device.normalize(pixels, mean=data.mean, std=data.std))
-        return jnp.stack(seen, axis=1)
+        stack = partial(jnp.stack, axis=1)
+        if not data.local_views:
+            return stack(seen)
+        return stack(seen[: data.views]), stack(seen[data.views :])
+
+
+def views_like(config: Config, rows: int) -> Views:
+    """Returns shape and dtype of the views of so many images."""
+    data, found = config.data, []
+    for count, size in (
+        (data.views, data.sizes[0]),
+        (data.local_views, data.sizes[-1]),
+    ):
+        shape = (rows, count, size, size, len(data.mean))
+        found.append(jax.ShapeDtypeStruct(shape, jnp.float32))
+    return tuple(found) if data.local_views else found[0]
 
 
 def _pipeline(config, source, *, accelerator):
@@ -153,15 +177,18 @@ def _pipeline(config, source, *, accelerator):
 
 
 def policies(config: Config) -> list[draw.Policy]:
-    """Returns the augmentations of config.data.views views.
+    """Returns the augmentations of config.data.views views, then of the local ones.
 
     View i has the i-th probabilities of blur and solarize, which begin again at their
     end.
     """
     shared = asdict(config.augment)
     del shared["colour"]
+    local = {"crop_scale": shared.pop("local_scale")}
     turns = {name: shared.pop(name) for name in ("blur", "solarize")}
-    return [
-        draw.Policy(**shared, **{name: x[i % len(x)] for name, x in turns.items()})
-        for i in range(config.data.views)
-    ]
+    found = []
+    for i in range(len(config.data.sizes)):
+        own = {name: x[i % len(x)] for name, x in turns.items()}
+        own |= local if i >= config.data.views else {}
+        found.append(draw.Policy(**shared | own))
+    return found

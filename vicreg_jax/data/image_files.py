@@ -35,7 +35,6 @@ __all__ = [
     "cores",
     "covered",
     "digests",
-    "part_shape",
 ]
 
 CANVAS_AT_MOST = 512  # pixels; more would cost more memory than it saves time
@@ -141,12 +140,14 @@ class ImageFiles:
             )
         size, channels = data.image_size, len(data.mean)
         check_channels(self, channels)
+        how = How("crops", size, channels, 0, data.sizes if data.local_views else ())
         if finished:
-            return How("finished", size, channels)
+            return how._replace(kind="finished")
         free = accelerator and not turned and data.resize == "auto"
         if free or data.resize == "device":
-            return How("whole", size, channels, self._canvas(data.views * size))
-        return How("crops", size, channels)
+            canvas = self._canvas(_least_canvas(data.sizes, data.views * size))
+            return how._replace(kind="whole", canvas=canvas)
+        return how
 
     def views(
         self,
@@ -159,7 +160,7 @@ class ImageFiles:
 
         A "whole" image is a canvas for all its views: what their boxes cover, at its
         own resolution, the boxes moved along. Where that does not fit, the canvas holds
-        the crops side by side, for which it must have room: v * size.
+        the crops side by side in rows, for which it must have room.
 
         An image that cannot be read is replaced by the next that can and noted in
         `broken`.
@@ -171,8 +172,8 @@ class ImageFiles:
         """
         indices = np.array(indices)
         b, v = uniforms.shape[:2]
-        pictures = np.zeros((b, *part_shape(v, how)), np.uint8)
-        fill = self._filler(policies, how)
+        pictures = np.zeros((b, *how.shape(v)), np.uint8)
+        cut = functools.partial(self._cut, self._filler(policies, how), how.channels)
         parameters, rows = None, np.arange(b)
         while len(rows):
             images = list(self._threads.map(self._open, indices[rows].tolist()))
@@ -181,7 +182,7 @@ class ImageFiles:
             each = (draw.Parameters(*row) for row in zip(*found, strict=True))
             outs = (pictures[row] for row in rows)
             jobs = indices[rows].tolist(), images, each, outs
-            good = list(self._threads.map(functools.partial(self._cut, fill), *jobs))
+            good = list(self._threads.map(cut, *jobs))
             parameters = parameters or found
             for whole, part in zip(parameters, found, strict=True):
                 whole[rows] = part
@@ -239,7 +240,7 @@ class ImageFiles:
           view: its own parameters, arrays [v, ...]. The rest: see `views`.
         """
         view = view._replace(box=view.box.copy())
-        out = np.zeros(part_shape(len(policies), how), np.uint8)
+        out = np.zeros(how.shape(len(policies)), np.uint8)
         if how.kind != "finished":  # which needs no image of Pillow's
             pixels = pixels.squeeze(-1) if how.channels == 1 else pixels
             pixels = self._pil.fromarray(pixels)
@@ -254,7 +255,7 @@ class ImageFiles:
             "finished": self._fill_views,
         }
         filters = [policy.interpolation for policy in policies]
-        return functools.partial(fills[how.kind], how.size, filters)
+        return functools.partial(fills[how.kind], how, filters)
 
     def _canvas(self, least):
         """Returns a canvas that nine in ten of the images fit into, if that is small.
@@ -296,12 +297,12 @@ class ImageFiles:
                 data = self.read(index)
             return open_image(data)
 
-    def _cut(self, fill, index, image, view, out):
+    def _cut(self, fill, channels, index, image, view, out):
         """Decodes an image, writes its part of a batch; returns whether it could."""
         if image is None:
             return False
         with self._noting(index), self._timed("decode"):
-            pixels = converted(image, out.shape[-1])
+            pixels = converted(image, channels)
         if index in self.broken:
             return False
         fill(pixels, view, out)
@@ -340,24 +341,29 @@ class ImageFiles:
         with self._lock:
             self.seconds[stage] += (time.perf_counter() - begin) / self.threads
 
-    def _fill_crops(self, size, filters, image, view, out):
+    def _fill_crops(self, how, filters, image, view, out):
         with self._timed("resize"):
-            for box, how, crop in zip(view.box, filters, out, strict=True):
-                self._crop(image, box, how, crop)
+            crops = zip(view.box, filters, how.views_in(out), strict=True)
+            for box, interpolation, crop in crops:
+                self._crop(image, box, interpolation, crop)
 
-    def _fill_views(self, size, filters, image, view, out):
+    def _fill_views(self, how, filters, image, view, out):
         """Writes the finished views of an image, or of its pixels."""
-        pixels = as_array(image, out.shape[-1])
-        for i, how in enumerate(filters):
+        pixels = as_array(image, how.channels)
+        for i, finished in enumerate(how.views_in(out)):
             one = draw.Parameters(*(x[i] for x in view))
             with self._timed("resize"):
                 picture = on_host.crop_resize(
-                    pixels, one.box, size=size, interpolation=how, flip=one.flip
+                    pixels,
+                    one.box,
+                    size=len(finished),
+                    interpolation=filters[i],
+                    flip=one.flip,
                 )
             with self._timed("colour"):
-                on_host.finish(on_host.recolour(picture, one), out[i])
+                on_host.finish(on_host.recolour(picture, one), finished)
 
-    def _fill_canvas(self, size, filters, image, view, out):
+    def _fill_canvas(self, how, filters, image, view, out):
         """Copies what the boxes cover; makes them boxes of the canvas."""
         boxes = view.box
         top, left, height, width = covered(boxes).tolist()
@@ -367,9 +373,12 @@ class ImageFiles:
                 out[:height, :width] = as_array(part, out.shape[-1])
                 boxes[:, :2] -= top, left
                 return
-            for i, (box, how) in enumerate(zip(boxes, filters, strict=True)):
-                self._crop(image, box, how, out[:size, i * size : (i + 1) * size])
-                box[:] = 0, i * size, size, size
+            sizes = how.sizes or (how.size,) * len(boxes)
+            places = zip(boxes, filters, sizes, _rows(sizes, len(out)), strict=True)
+            for box, interpolation, size, (top, left) in places:
+                room = out[top : top + size, left : left + size]
+                self._crop(image, box, interpolation, room)
+                box[:] = top, left, size, size
 
     def _crop(self, image, box, interpolation, out):
         top, left, height, width = box.astype(int).tolist()
@@ -396,11 +405,22 @@ def covered(boxes: np.ndarray) -> np.ndarray:
     return np.concatenate([corner, end - corner], axis=-1).astype(np.int32)
 
 
-def part_shape(views: int, how: How) -> tuple[int, ...]:
-    """Returns the shape of what an image has in a batch."""
-    if how.kind == "whole":
-        return how.canvas, how.canvas, how.channels
-    return views, how.size, how.size, how.channels
+def _rows(sizes, width):
+    """Returns top and left of squares, the largest first, in rows of some width."""
+    found, top, left, row = [], 0, 0, sizes[0]
+    for size in sizes:
+        if left + size > width:
+            top, left, row = top + row, 0, size
+        found.append((top, left))
+        left += size
+    return found
+
+
+def _least_canvas(sizes, least):
+    """Returns the side, at least `least`, of a canvas with room for such squares."""
+    while _rows(sizes, least)[-1][0] + sizes[-1] > least:
+        least += 1
+    return least
 
 
 def digests(paths: Sequence[str], root: str) -> dict[str, str]:

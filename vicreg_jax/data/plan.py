@@ -26,7 +26,8 @@ __all__ = [
 # number), where the number is 0 unless the comment says what it is.
 PURPOSES = {
     "order": 0,  # of the examples of an epoch; number: the epoch
-    "views": 1,  # what is done to the images of a step; number: the step
+    # What is done to the images of a step; number: the step; part: 1 of local views.
+    "views": 1,
     "few_labels": 2,  # a draw of labels; number: the draw; part: labels of a class
     "balanced": 3,  # a fraction of each class to train on
     "held_out": 4,  # of the training images, to choose hyperparameters by
@@ -75,10 +76,13 @@ def permutation(seed: int, epoch: int, examples: int) -> np.ndarray:
     return shuffled("order", examples, seed=seed, number=epoch)
 
 
-def uniforms(seed: int, step: int, shape: tuple[int, int, int]) -> np.ndarray:
+def uniforms(
+    seed: int, step: int, shape: tuple[int, int, int], *, local_views: int = 0
+) -> np.ndarray:
     """Returns the random numbers of a step, float32 [b, v, k] in [0, 1).
 
-    Number k of the last axis is the same however many follow it.
+    Number k of the last axis is the same however many follow it. Local views follow the
+    v of the shape, which are the same with them and without.
 
     >>> uniforms(seed=0, step=0, shape=(1, 2, 2)).shape
     (1, 2, 2)
@@ -87,9 +91,13 @@ def uniforms(seed: int, step: int, shape: tuple[int, int, int]) -> np.ndarray:
     True
     """
     batch, views, numbers = shape
-    raw = stream("views", seed=seed, number=step).random_raw(numbers * views * batch)
-    values = (raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
-    return values.reshape(numbers, views, batch).transpose(2, 1, 0)
+    found = []
+    for part, count in enumerate((views, local_views)):
+        raw = stream("views", seed=seed, number=step, part=part)
+        raw = raw.random_raw(numbers * count * batch) >> np.uint64(40)
+        values = raw.astype(np.float32) * np.float32(2**-24)
+        found.append(values.reshape(numbers, count, batch).transpose(2, 1, 0))
+    return np.concatenate(found, axis=1)
 
 
 class Planner:
@@ -103,17 +111,25 @@ class Planner:
       batch_size: of the global batch. What an epoch has left over is dropped.
       views: of each example.
       numbers: uniforms per view.
+      local_views: see `uniforms`.
 
     Raises:
       Refusal: the data set is smaller than a batch.
     """
 
     def __init__(
-        self, *, seed: int, examples: int, batch_size: int, views: int, numbers: int
+        self,
+        *,
+        seed: int,
+        examples: int,
+        batch_size: int,
+        views: int,
+        numbers: int,
+        local_views: int = 0,
     ):
         self.steps_per_epoch = _steps(examples, batch_size)
         self._seed, self._examples = seed, examples
-        self._shape = (batch_size, views, numbers)
+        self._shape, self._local = (batch_size, views, numbers), local_views
         self._latest = -1, np.empty(0, np.int64)  # epoch and order, always a pair
 
     def __call__(self, step: int) -> Plan:
@@ -123,26 +139,22 @@ class Planner:
             order = permutation(self._seed, epoch, self._examples)
             self._latest = epoch, order
         batch = self._shape[0]
-        indices = order[position * batch : (position + 1) * batch]
-        return Plan(indices, uniforms(self._seed, step, self._shape))
+        return self._plan(order[position * batch : (position + 1) * batch], step)
+
+    def _plan(self, indices, step):
+        numbers = uniforms(self._seed, step, self._shape, local_views=self._local)
+        return Plan(indices, numbers)
 
 
-class InOrder:
+class InOrder(Planner):
     """Plans steps over what comes one after the other: see `Planner`.
 
     An epoch is a number of steps; the indices are positions from its first step on.
     """
 
-    def __init__(
-        self, *, seed: int, examples: int, batch_size: int, views: int, numbers: int
-    ):
-        self.steps_per_epoch = _steps(examples, batch_size)
-        self._seed, self._shape = seed, (batch_size, views, numbers)
-
     def __call__(self, step: int) -> Plan:
         batch = self._shape[0]
-        indices = np.arange(step * batch, (step + 1) * batch)
-        return Plan(indices, uniforms(self._seed, step, self._shape))
+        return self._plan(np.arange(step * batch, (step + 1) * batch), step)
 
 
 def _steps(examples, batch_size):

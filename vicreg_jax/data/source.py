@@ -37,6 +37,27 @@ class How(NamedTuple):
     size: int  # height and width of a view
     channels: int = 3
     canvas: int = 0  # height and width of "whole" images of different sizes
+    sizes: tuple[int, ...] = ()  # height and width of each view, where they differ
+
+    def shape(self, views: int) -> tuple[int, ...]:
+        """Returns the shape of what an image of files has in a batch."""
+        if self.kind == "whole":
+            return self.canvas, self.canvas, self.channels
+        if self.sizes:  # one after the other
+            return (self.channels * sum(size**2 for size in self.sizes),)
+        return views, self.size, self.size, self.channels
+
+    def views_in(self, parts: Any) -> list[Any]:
+        """Returns the views [..., s, s, c] in arrays [..., *shape] of NumPy or JAX."""
+        if not self.sizes:
+            return [parts[..., i, :, :, :] for i in range(parts.shape[-4])]
+        found, begin = [], 0
+        for size in self.sizes:
+            end = begin + self.channels * size**2
+            shape = (*parts.shape[:-1], size, size, self.channels)
+            found.append(parts[..., begin:end].reshape(shape))
+            begin = end
+        return found
 
 
 @runtime_checkable

@@ -98,6 +98,11 @@ class Stream:
                 f" {len(data.mean)} channel(s); channels come last (of PyTorch:"
                 " x.permute(0, 2, 3, 1))"
             )
+        if len(row) == 4 and data.local_views:
+            raise Refusal(
+                "the source gives views that are ready, which are of one size; set"
+                " config.data.local_views to 0, or give images"
+            )
         wanted = (data.views, data.image_size, data.image_size)
         if len(row) == 4 and row[:3] != wanted:
             raise Refusal(

@@ -21,7 +21,7 @@ import numpy as np
 from vicreg_jax.data import plan
 from vicreg_jax.data.augment import draw
 from vicreg_jax.data.decoding import open_image, pixels_of
-from vicreg_jax.data.image_files import ImageFiles, covered, part_shape
+from vicreg_jax.data.image_files import ImageFiles, covered
 from vicreg_jax.data.source import How
 from vicreg_jax.refusals import require
 
@@ -165,8 +165,7 @@ class _Making:
     def _part(self):
         """What an image has in a batch: pixels and boxes."""
         spec, views = self._tf.TensorSpec, len(self._policies)
-        shape = part_shape(views, self._how)
-        return [spec(shape, "uint8"), spec([views, 4], "float32")]
+        return [spec(self._how.shape(views), "uint8"), spec([views, 4], "float32")]
 
     def _python(self, function, parts, specs):
         """Returns what a function of NumPy makes, which is like that."""

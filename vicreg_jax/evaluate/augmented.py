@@ -48,7 +48,7 @@ def augmented_features(
     Raises:
       Refusal: what `Batches` refuses, or too many files that cannot be read.
     """
-    config = replace(config, data=replace(config.data, views=2))
+    config = replace(config, data=replace(config.data, views=2, local_views=0))
     pairs_of = batches.Batches(source, config, mesh)
     size = -(-BATCH // mesh.size) * mesh.size
     blocks, pairs = -(-len(rows) // size), -(-count // 2)

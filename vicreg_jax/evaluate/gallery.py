@@ -51,7 +51,7 @@ def of_run(run: Path) -> Gallery:
     chosen = balanced(labels, share, config.seed, purpose="gallery")
     rows, labels = rows[chosen], labels[chosen]
     few = min(PAIRS, len(train))
-    some = replace(config, data=replace(data, batch_size=few, views=2))
+    some = replace(config, data=replace(data, batch_size=few, views=2, local_views=0))
     planner = plan.Planner(
         seed=config.seed,
         examples=len(train),

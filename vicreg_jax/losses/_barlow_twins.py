@@ -1,6 +1,5 @@
 """Barlow Twins: the cross-correlation of two views against the identity."""
 
-import itertools
 from functools import partial
 
 import flax.struct
@@ -17,6 +16,7 @@ from vicreg_jax.losses._global_batch import (
     gathered,
     mean_of,
     over_devices,
+    pairs,
     split_rows,
 )
 
@@ -36,6 +36,7 @@ def barlow_twins(
     eps: float = 1e-5,
     where: jax.Array | None = None,
     axis_name: AxisName | None = None,
+    global_views: int | None = None,
 ) -> BarlowTwinsTerms:
     """Returns the terms of Barlow Twins for two or more batches of embeddings.
 
@@ -52,7 +53,7 @@ def barlow_twins(
         in float32. Row i of each is a view of example i.
       eps: added to the variance of each dimension before the root, in squared units of
         the embedding.
-      where, axis_name: see `vicreg`.
+      where, axis_name, global_views: see `vicreg`.
 
     Raises:
       ValueError: fewer than two views, shapes that differ or are not [n >= 2, d],
@@ -78,7 +79,7 @@ def barlow_twins(
         var = over_devices(jnp.sum(z**2, axis=0, keepdims=True), axis_name) / n
         scaled.append(z / jnp.sqrt(var + eps))
     on, off = [], []
-    for a, b in itertools.combinations(scaled, 2):
+    for a, b in pairs(scaled, global_views):
         diagonal = over_devices(jnp.sum(a * b, axis=0), axis_name) / n
         on.append(jnp.sum((1 - diagonal) ** 2))
         off.append(over_devices(_off_diagonal(a, b, axis_name), axis_name) / n**2)

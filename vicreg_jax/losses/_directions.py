@@ -1,7 +1,5 @@
 """Losses that see only the directions of embeddings: agreement, and the NT-Xent."""
 
-import itertools
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ from vicreg_jax.losses._global_batch import (
     gathered,
     mean_of,
     over_devices,
+    pairs,
     split_rows,
 )
 
@@ -58,7 +57,10 @@ def agreement(
 
 
 def simclr(
-    *views: jax.Array, temperature: float = 0.1, axis_name: AxisName | None = None
+    *views: jax.Array,
+    temperature: float = 0.1,
+    axis_name: AxisName | None = None,
+    global_views: int | None = None,
 ) -> SimclrTerms:
     """Returns the NT-Xent of two or more batches of embeddings.
 
@@ -70,7 +72,7 @@ def simclr(
       *views: two or more arrays [n, d] of any float dtype; half precision is computed
         in float32. Row i of each is a view of example i.
       temperature: of the softmax.
-      axis_name: see `vicreg`.
+      axis_name, global_views: see `vicreg`.
 
     Raises:
       ValueError: fewer than two views, shapes that differ or are not [n >= 2, d], or
@@ -86,8 +88,8 @@ def simclr(
     if len(views) < 2:
         raise ValueError(f"SimCLR compares two or more views; got {len(views)}")
     views, _ = checked(views, None, axis_name)
-    pairs = itertools.combinations([unit(z) for z in views], 2)
-    return SimclrTerms(mean_of([_contrast(*p, temperature, axis_name) for p in pairs]))
+    found = pairs([unit(z) for z in views], global_views)
+    return SimclrTerms(mean_of([_contrast(*p, temperature, axis_name) for p in found]))
 
 
 def _contrast(a, b, temperature, axis_name):

@@ -3,6 +3,7 @@
 Nothing here knows a loss.
 """
 
+import itertools
 import operator
 from functools import reduce
 
@@ -19,8 +20,10 @@ __all__ = [
     "device_count",
     "dot",
     "gathered",
+    "global_ones",
     "mean_of",
     "over_devices",
+    "pairs",
     "split_rows",
     "valid",
 ]
@@ -51,6 +54,23 @@ def checked(views, where, axis_name):
     double = any(z.dtype == jnp.float64 for z in views)
     dtype = jnp.float64 if double else jnp.float32
     return [z.astype(dtype) for z in views], where
+
+
+def global_ones(views, global_views):
+    """Returns the views but the local ones, which follow them."""
+    if global_views is not None and not 1 <= global_views <= len(views):
+        raise ValueError(
+            f"of {len(views)} views one or more are global; got global_views"
+            f" {global_views}"
+        )
+    return views[:global_views]
+
+
+def pairs(views, global_views):
+    """Returns the unordered pairs of views, but those of two local ones."""
+    first = len(global_ones(views, global_views))
+    found = itertools.combinations(range(len(views)), 2)
+    return [(views[i], views[j]) for i, j in found if i < first]
 
 
 def mean_of(terms):

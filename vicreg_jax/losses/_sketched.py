@@ -16,6 +16,7 @@ from vicreg_jax.losses._global_batch import (
     device_count,
     dot,
     gathered,
+    global_ones,
     mean_of,
     over_devices,
     split_rows,
@@ -50,28 +51,30 @@ def sigreg(
     key: jax.Array,
     slices: int = 1024,
     axis_name: AxisName | None = None,
+    global_views: int | None = None,
 ) -> SigregTerms:
     """Returns the terms of LeJEPA for one or more batches of embeddings.
 
     The published loss is `0.95 * prediction + 0.05 * sigreg`. The first is the squared
-    distance of the views from their mean (0 for one view); the second asks that the
-    embeddings be N(0, 1) along every direction: the integral over t of |f(t) - g(t)|^2
-    g(t), times n, where f is the characteristic function of what the batch is along a
-    direction and g(t) = exp(-t^2 / 2) that of N(0, 1), averaged over random directions.
+    distance of the views from the mean of the global ones (0 for one view); the second
+    asks that the embeddings be N(0, 1) along every direction: the integral over t of
+    |f(t) - g(t)|^2 g(t), times n, where f is the characteristic function of what the
+    batch is along a direction and g(t) = exp(-t^2 / 2) that of N(0, 1), averaged over
+    random directions.
 
     Args:
       *views: arrays [n, d] of any float dtype; half precision is computed in float32.
         Row i of each is a view of example i.
       key: of the directions, a new one for each step. All views share them.
       slices: how many directions.
-      axis_name: see `vicreg`.
+      axis_name, global_views: see `vicreg`.
 
     Raises:
       ValueError: shapes that differ or are not [n >= 2, d], or integers.
 
     Source: arXiv:2511.08544, algorithms 1 and 2, with the 1024 directions and the
     weights that its section 6.1 recommends: 17 knots on [-5, 5], the distance averaged
-    over d, which its eq. 5 adds up. All views are global ones.
+    over d, which its eq. 5 adds up.
 
     >>> z = jnp.array([[1.0], [-1.0]])  # f = cos in both directions
     >>> terms = sigreg(z, z, key=jax.random.key(0))
@@ -81,7 +84,7 @@ def sigreg(
     views, _ = checked(views, None, axis_name)
     a = _directions(key, slices, views[0])
     statistics = [_epps_pulley(z, a, axis_name) for z in views]
-    return SigregTerms(_prediction(views, axis_name), mean_of(statistics))
+    return SigregTerms(_prediction(views, global_views, axis_name), mean_of(statistics))
 
 
 def visreg(
@@ -90,6 +93,7 @@ def visreg(
     slices: int = 4096,
     eps: float = 1e-6,
     axis_name: AxisName | None = None,
+    global_views: int | None = None,
 ) -> VisregTerms:
     """Returns the terms of VISReg for one or more batches of embeddings.
 
@@ -103,7 +107,7 @@ def visreg(
     inside shard_map every device sorts them all.
 
     Args:
-      *views, key, slices, axis_name: see `sigreg`.
+      *views, key, slices, axis_name, global_views: see `sigreg`.
       eps: the least standard deviation, in units of the embedding. (The paper has one
         and gives no value.)
 
@@ -132,7 +136,7 @@ def visreg(
         scale.append(jnp.mean((1 - std) ** 2))
         shape.append(_wasserstein(spread / jax.lax.stop_gradient(std), a, axis_name))
     terms = map(mean_of, (scale, shape, center))
-    return VisregTerms(_prediction(views, axis_name), *terms)
+    return VisregTerms(_prediction(views, global_views, axis_name), *terms)
 
 
 def _directions(key, slices, z):
@@ -141,8 +145,11 @@ def _directions(key, slices, z):
     return unit(a.astype(z.dtype))
 
 
-def _prediction(views, axis_name):
-    n, mean = count(views[0], None, axis_name), mean_of(views)
+def _prediction(views, global_views, axis_name):
+    n, mean = (
+        count(views[0], None, axis_name),
+        mean_of(global_ones(views, global_views)),
+    )
     squares = mean_of([jnp.sum((z - mean) ** 2) for z in views])
     return over_devices(squares, axis_name) / (n * mean.shape[1])
 

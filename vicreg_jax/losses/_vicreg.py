@@ -1,6 +1,5 @@
 """Variance, invariance and covariance of embeddings, and their published sum."""
 
-import itertools
 from functools import partial
 
 import flax.struct
@@ -19,6 +18,7 @@ from vicreg_jax.losses._global_batch import (
     gathered,
     mean_of,
     over_devices,
+    pairs,
     split_rows,
     valid,
 )
@@ -44,6 +44,7 @@ def vicreg(
     eps: float = 1e-4,
     where: jax.Array | None = None,
     axis_name: AxisName | None = None,
+    global_views: int | None = None,
 ) -> VicregTerms:
     """Returns the terms of VICReg for two or more batches of embeddings.
 
@@ -64,10 +65,12 @@ def vicreg(
       axis_name: inside shard_map or pmap, the mapped axis or axes that the rows are
         split over. With `check_vma=False` or pmap, average the gradients of
         parameters over the devices, as data-parallel training does.
+      global_views: how many of the views, the first ones, show most of their images;
+        by default all. No two of the others, local ones, are compared.
 
     Raises:
       ValueError: fewer than two views, shapes that differ or are not [n >= 2, d],
-        integers, or a `where` that is not bool [n].
+        integers, a `where` that is not bool [n], or no global view.
 
     Source: arXiv:2105.04906, eq. 1 to 5, with the scaling of the authors' code, which
     the text of the paper does not state: the invariance is averaged over d as well as
@@ -76,7 +79,9 @@ def vicreg(
     variances (solo-learn, the paper's Algorithm 1) needs twice its weight here: its
     25 is our 50. With more than two views the invariance is the mean over pairs, the
     variance the mean over views and the covariance twice the mean over views, so that
-    two views give the published numbers.
+    two views give the published numbers. With local views the pairs are those of a
+    global view and any other (arXiv:2104.14294, eq. 3; here each pair counts once, as
+    the distance is the same in both orders); the other two terms are of all views.
 
     >>> z = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     >>> terms = vicreg(z, -z)
@@ -90,7 +95,7 @@ def vicreg(
     spread = [variance(z, gamma=gamma, eps=eps, **options) for z in views]
     overlap = [covariance(z, **options) for z in views]
     return VicregTerms(
-        invariance=invariance(*views, **options),
+        invariance=invariance(*views, global_views=global_views, **options),
         variance=mean_of(spread),
         covariance=2 * mean_of(overlap),
     )
@@ -100,6 +105,7 @@ def invariance(
     *views: jax.Array,
     where: jax.Array | None = None,
     axis_name: AxisName | None = None,
+    global_views: int | None = None,
 ) -> jax.Array:
     """Returns the squared distance of the views, averaged over pairs, rows and d.
 
@@ -114,7 +120,7 @@ def invariance(
     views, where = checked(views, where, axis_name)
     n, d = count(views[0], where, axis_name), views[0].shape[1]
     distances = []
-    for a, b in itertools.combinations(views, 2):
+    for a, b in pairs(views, global_views):
         squares = jnp.square(valid(a - b, where))
         distances.append(over_devices(jnp.sum(squares), axis_name) / (n * d))
     return mean_of(distances)

@@ -16,4 +16,5 @@ class BarlowTwins(Method):
     weights = {"on_diagonal": 1.0, "off_diagonal": 0.0051}
 
     def loss(self, outputs):
-        return vars(losses.barlow_twins(*self.views_of(outputs)))
+        views, own = self.views_of(outputs), outputs.global_views
+        return vars(losses.barlow_twins(*views, global_views=own))

@@ -14,7 +14,8 @@ class Byol(Directions):
     The t are of the target: copies of encoder and expander that move by
     t <- m t + (1 - m) p after each step, m = `target_momentum(step)` of the steps done
     before it. In train mode, as it is here, it needs no running statistics. With more
-    than two views the loss is twice the mean over ordered pairs.
+    than two views the loss is twice the mean over ordered pairs. The target sees the
+    global views alone.
 
     Source: arXiv:2006.07733, eq. 1 and 2.
     """
@@ -34,7 +35,7 @@ class Byol(Directions):
         follower = self.module.clone(predictor=None)
         (_, targets), _ = follower.apply(
             own | {"params": variables["target"]},
-            views,
+            views[0] if isinstance(views, tuple) else views,
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.fold_in(key, 1)},

@@ -1,13 +1,11 @@
 """What methods share that see only the directions of embeddings."""
 
-from itertools import permutations
-
 import jax
 import jax.numpy as jnp
 
 from vicreg_jax import losses
 from vicreg_jax.methods import health
-from vicreg_jax.methods.method import Method
+from vicreg_jax.methods.method import Method, ordered_pairs
 
 __all__ = ["Directions"]
 
@@ -25,10 +23,10 @@ class Directions(Method):
         """Returns the cosine of each of ours and each other view of theirs, averaged.
 
         Args:
-          ours, theirs: [n, d] of each view.
+          ours, theirs: [n, d] of each view; theirs without the local ones.
         """
-        pairs = list(permutations(range(len(ours)), 2))
-        return sum(losses.agreement(ours[i], theirs[j]) for i, j in pairs) / len(pairs)
+        pairs = ordered_pairs(ours, theirs)
+        return sum(losses.agreement(*pair) for pair in pairs) / len(pairs)
 
     def predicted(self, outputs) -> list[jax.Array]:
         """Returns the predictions of each view; without a predictor its embedding."""

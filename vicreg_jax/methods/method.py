@@ -12,7 +12,7 @@ from vicreg_jax import losses, models
 from vicreg_jax.methods import health
 from vicreg_jax.refusals import Refusal
 
-__all__ = ["REGULARIZERS", "SECOND", "Method", "Outputs"]
+__all__ = ["REGULARIZERS", "SECOND", "Method", "Outputs", "ordered_pairs"]
 
 # What a step logs beside the terms.
 TAKEN = ("step", "loss", "grad_norm", "skipped_in_a_row", "skipped_steps")
@@ -23,15 +23,17 @@ SECOND = {f"second_{name}": name for name in REGULARIZERS}
 
 
 class Outputs(NamedTuple):
-    """What the views of n images become; v views each."""
+    """What the views of n images become; v views each, the local ones last."""
 
     # [n, v, f], of the encoder: what is used afterwards. With a second branch they are
     # of the first one's views alone.
     representations: jax.Array
     embeddings: jax.Array  # [n, v, d], of the expander: what a loss sees
     predictions: jax.Array | None = None  # [n, v, d], of the predictor, if there is one
-    targets: jax.Array | None = None  # [n, v, d], of the target, if there is one
+    # [n, v, d], of the target, if there is one: of the global views alone.
+    targets: jax.Array | None = None
     key: jax.Array | None = None  # of what a loss draws in a step
+    global_views: int | None = None  # of the v, if some are local
 
 
 class Method:
@@ -42,6 +44,9 @@ class Method:
     added over the views as in `losses.vicreg`. Given a weight for "second_variance",
     that is the part of the second, fourth, ... view, and "variance" what is left; the
     two add up to the term of all views. So does "second_covariance".
+
+    With local views a global view is compared with any other, and no two local ones:
+    arXiv:2104.14294, eq. 3. What is said of single views is of all of them.
 
     A subclass may also have a `title` for tables, and override how variables begin
     (`init`), what the views become (`forward`), what follows a step (`after_step`), and
@@ -154,7 +159,7 @@ class Method:
     def forward(
         self,
         variables: Mapping[str, Any],
-        views: jax.Array,
+        views: jax.Array | tuple[jax.Array, jax.Array],
         *,
         key: jax.Array,
         capture: bool = False,
@@ -162,7 +167,8 @@ class Method:
         """Returns the outputs in train mode, and the collections that changed.
 
         Args:
-          views: [n, v, h, w, c].
+          views: [n, v, h, w, c]; or a pair of that, the global and the local ones, of
+            different h and w.
           key: of what is random in a step: dropout, if there is any, and what the loss
             draws.
           capture: also keeps the output of every layer, as "intermediates".
@@ -175,8 +181,10 @@ class Method:
             capture_intermediates=capture,
             rngs={"dropout": key},
         )
+        first = views[0].shape[1] if isinstance(views, tuple) else None
         # 1 is that of a target's dropout.
-        return Outputs(*outputs, key=jax.random.fold_in(key, 2)), kept
+        key = jax.random.fold_in(key, 2)
+        return Outputs(*outputs, key=key, global_views=first), kept
 
     def loss(self, outputs: Outputs) -> dict[str, jax.Array]:
         """Returns the unweighted terms by name: scalars of the global batch.
@@ -189,7 +197,7 @@ class Method:
         self,
         params: Any,
         others: Mapping[str, Any],
-        views: jax.Array,
+        views: jax.Array | tuple[jax.Array, jax.Array],
         *,
         key: jax.Array,
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], Outputs, Any]]:
@@ -298,7 +306,20 @@ class Method:
         """Returns the embeddings of each view, or other outputs by name: [n, d]."""
         return list(jnp.unstack(getattr(outputs, name), axis=1))
 
+    def global_views_of(
+        self, outputs: Outputs, name: str = "embeddings"
+    ) -> list[jax.Array]:
+        """Returns what `views_of` does, without the local views."""
+        return self.views_of(outputs, name)[: outputs.global_views]
+
     @property
     def has_unit_length(self) -> bool:
         """Whether the expander divides embeddings by their length."""
         return getattr(self.expander, "norm", "none") == "l2"
+
+
+def ordered_pairs(
+    ours: list[jax.Array], theirs: list[jax.Array]
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Returns each of ours with each other view of theirs, perhaps the first ones."""
+    return [(a, b) for i, a in enumerate(ours) for j, b in enumerate(theirs) if i != j]

@@ -17,5 +17,6 @@ class Sigreg(Sketched):
     slices = 1024
 
     def loss(self, outputs):
-        views = self.views_of(outputs)
-        return vars(losses.sigreg(*views, key=outputs.key, slices=self.slices))
+        options = dict(key=outputs.key, slices=self.slices)
+        options["global_views"] = outputs.global_views
+        return vars(losses.sigreg(*self.views_of(outputs), **options))

@@ -16,4 +16,5 @@ class Simclr(Directions):
     weights = {"contrast": 1.0}
 
     def loss(self, outputs):
-        return vars(losses.simclr(*self.views_of(outputs)))
+        views, own = self.views_of(outputs), outputs.global_views
+        return vars(losses.simclr(*views, global_views=own))

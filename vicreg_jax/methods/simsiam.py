@@ -10,8 +10,8 @@ __all__ = ["Simsiam"]
 class Simsiam(Directions):
     """Minimizes -cos(p_i, stop(z_j)), averaged over ordered pairs of views i, j.
 
-    Without a predictor p is z, without `stop_gradient` stop(z) is z; then it collapses
-    unless a regularizer holds it apart.
+    Of these j is no local view. Without a predictor p is z, without `stop_gradient`
+    stop(z) is z; then it collapses unless a regularizer holds it apart.
 
     Source: arXiv:2011.10566, eq. 1 to 4.
     """
@@ -22,7 +22,7 @@ class Simsiam(Directions):
     stops_gradient = True
 
     def loss(self, outputs):
-        aims = self.views_of(outputs)
+        aims = self.global_views_of(outputs)
         if self.stop_gradient:
             aims = jax.lax.stop_gradient(aims)
         return {"distance": -self.mean_cosine(self.predicted(outputs), aims)}

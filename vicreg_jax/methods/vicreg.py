@@ -1,10 +1,8 @@
 """VICReg: variance, invariance and covariance of the embeddings of views."""
 
-from itertools import permutations
-
 from vicreg_jax import losses
 from vicreg_jax.methods import health
-from vicreg_jax.methods.method import Method
+from vicreg_jax.methods.method import Method, ordered_pairs
 
 __all__ = ["Vicreg"]
 
@@ -13,8 +11,8 @@ class Vicreg(Method):
     """Pulls the views together, spreads every dimension, decorrelates them.
 
     With a predictor the invariance is that of each prediction and the embedding of each
-    other view; the other two terms stay with the embeddings. Where embeddings are of
-    length 1 the standard deviation asked for is 1 / sqrt(d).
+    other global view; the other two terms stay with the embeddings. Where embeddings
+    are of length 1 the standard deviation asked for is 1 / sqrt(d).
 
     Source: arXiv:2105.04906, with the scaling of the terms that `losses.vicreg` states;
     for the predictor its table 4, for the length its table 8.
@@ -26,12 +24,13 @@ class Vicreg(Method):
 
     def loss(self, outputs):
         z = self.views_of(outputs)
-        terms = vars(losses.vicreg(*z, gamma=self._gamma(z[0])))
+        options = dict(gamma=self._gamma(z[0]), global_views=outputs.global_views)
+        terms = vars(losses.vicreg(*z, **options))
         if outputs.predictions is None:
             return terms
         p = self.views_of(outputs, "predictions")
-        pairs = list(permutations(range(len(z)), 2))
-        distance = sum(losses.invariance(p[i], z[j]) for i, j in pairs) / len(pairs)
+        pairs = ordered_pairs(p, self.global_views_of(outputs))
+        distance = sum(losses.invariance(*pair) for pair in pairs) / len(pairs)
         return terms | {"invariance": distance}
 
     def regularizer(self, name, z):

@@ -17,5 +17,6 @@ class Visreg(Sketched):
     slices = 4096
 
     def loss(self, outputs):
-        views = self.views_of(outputs)
-        return vars(losses.visreg(*views, key=outputs.key, slices=self.slices))
+        options = dict(key=outputs.key, slices=self.slices)
+        options["global_views"] = outputs.global_views
+        return vars(losses.visreg(*self.views_of(outputs), **options))

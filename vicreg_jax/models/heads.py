@@ -80,6 +80,10 @@ class JointEmbedding(nn.Module):
     Views [n, v, h, w, c] become ([n, v, f], [n, v, d]), in one pass where the encoder
     says that it `takes_views`, else in one pass for each view, in order.
 
+    A pair of global and local views of other h and w, [n, v, h, w, c] each, become
+    ([n, v, f], [n, v, d]) of all of them, the local ones last; the encoder is called
+    once for each of the two.
+
     With a `second` branch the views take turns: the first, third, ... go through the
     parts here, the others through that. Representations are then those of the first
     branch alone, [n, (v + 1) // 2, f], as those of the second may be of another width.
@@ -99,7 +103,12 @@ class JointEmbedding(nn.Module):
     frozen_norm: bool = False
     microbatches: int = 1
 
-    def __call__(self, images: jax.Array, *, train: bool):
+    def __call__(self, images: jax.Array | tuple[jax.Array, jax.Array], *, train: bool):
+        if isinstance(images, tuple) and self.second is not None:
+            raise Refusal(
+                "local views go with one branch; set config.data.local_views to 0, or"
+                " leave config.model.second_encoder empty"
+            )
         if self.second is None or images.ndim < 5:
             return self._outputs(images, train)
         representation, *own = self._outputs(images[:, ::2], train)
@@ -119,8 +128,13 @@ class JointEmbedding(nn.Module):
             return representation, embedding
         return representation, embedding, self.predictor(embedding, train=train)
 
-    def encode(self, images: jax.Array, *, train: bool) -> jax.Array:
+    def encode(
+        self, images: jax.Array | tuple[jax.Array, jax.Array], *, train: bool
+    ) -> jax.Array:
         """Returns the representations of the first branch: [n, f], or [n, v, f]."""
+        if isinstance(images, tuple):
+            seen = [self.encode(x, train=train) for x in images]
+            return jnp.concatenate(seen, axis=1)
         train = train and not self.frozen_norm
         parts = self.microbatches if train else 1
         if parts == 1:

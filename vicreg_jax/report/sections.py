@@ -285,8 +285,11 @@ def _facts(record):
     weights = record.weights.items()
     examples = record.environment.get("examples")
     images = f"{examples:,} images, " if is_number(examples) else ""
+    local = (
+        f", {data.local_views} local of {data.sizes[-1]}" if data.local_views else ""
+    )
     facts = {
-        "data": f"{images}{where}, views of {data.image_size} pixels squared",
+        "data": f"{images}{where}, views of {data.image_size} pixels squared{local}",
         "encoder": f"{model.encoder}, width {model.width}, {model.dtype}",
         "expander": "–".join(map(str, model.expander)),
         "loss": " + ".join(f"{weight:g} {name}" for name, weight in weights),

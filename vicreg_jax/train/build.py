@@ -10,11 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.errors import FlaxError
 
 from vicreg_jax import methods, models, optim
 from vicreg_jax.config import Config
 from vicreg_jax.data import held_out, plan
 from vicreg_jax.data.augment import draw
+from vicreg_jax.data.batches import views_like
 from vicreg_jax.data.index_cache import IndexCache
 from vicreg_jax.data.source import Source, Splits, as_source
 from vicreg_jax.data.sources.huggingface import is_dataset, of_dataset
@@ -179,9 +181,7 @@ def check_loss(method: Method, state: TrainState, config: Config) -> None:
     Args:
       state: shapes suffice.
     """
-    size, channels = config.data.image_size, len(config.data.mean)
-    shape = (config.data.batch_size, config.data.views, size, size, channels)
-    views = jax.ShapeDtypeStruct(shape, jnp.float32)
+    views = views_like(config, config.data.batch_size)
     objective = functools.partial(method.objective, key=jax.random.key(0))
     jax.eval_shape(objective, state.params, state.others(), views)
 
@@ -216,7 +216,30 @@ def check_encoder(method: Method, config: Config) -> int:
         raise Refusal(
             f"the encoder must return [n, f]; for {images.shape} it returns {shape}"
         )
+    if config.data.local_views:
+        _check_local(method.encoder, config)
     return shape[1]
+
+
+def _check_local(encoder, config):
+    """Raises Refusal where the local views are no images of an encoder."""
+    data, key = config.data, jax.random.key(0)
+    images = [
+        jnp.zeros((2, x, x, len(data.mean))) for x in (data.sizes[0], data.sizes[-1])
+    ]
+
+    def see(large, small):
+        variables = encoder.init(key, large, train=False)
+        return encoder.apply(variables, small, train=False)
+
+    try:
+        jax.eval_shape(see, *images)
+    except (FlaxError, TypeError, ValueError) as error:
+        raise Refusal(
+            f"the encoder sees images of {data.sizes[0]} pixels and no local views of"
+            f" {data.sizes[-1]}; set config.data.local_views to 0. It says:"
+            f" {one_line(error, 200)}"
+        ) from error
 
 
 def planner(config: Config, source: Source) -> plan.Planner | plan.InOrder:
@@ -227,6 +250,7 @@ def planner(config: Config, source: Source) -> plan.Planner | plan.InOrder:
         examples=len(source),
         batch_size=config.data.batch_size,
         views=config.data.views,
+        local_views=config.data.local_views,
         numbers=draw.NUMBERS,
     )
 

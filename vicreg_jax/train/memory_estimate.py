@@ -5,11 +5,11 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import jaxprs_in_params
 
 from vicreg_jax.config import Config
+from vicreg_jax.data.batches import views_like
 from vicreg_jax.devices import found
 from vicreg_jax.methods import Method
 from vicreg_jax.refusals import Refusal
@@ -46,23 +46,21 @@ def estimate(
       devices: over which the batch is divided.
       canvas: height and width of images that are yet to be cropped, or 0.
     """
-    size, channels = config.data.image_size, len(config.data.mean)
     rows = config.data.batch_size // devices
-    shape = (rows, config.data.views, size, size, channels)
-    views = jax.ShapeDtypeStruct(shape, jnp.float32)
+    views = views_like(config, rows)
     variables = {"params": state.params, **state.others()}
     forward = partial(method.forward, key=jax.random.key(0))
     products = _products(jax.make_jaxpr(forward)(variables, views).jaxpr)
     parts = config.model.microbatches
     if parts > 1:  # of the encoder nothing is kept but a part
-        part = jax.ShapeDtypeStruct((rows // parts, *shape[1:]), jnp.float32)
+        part = views_like(config, rows // parts)
         alone = method.module.clone(microbatches=1)
         encode = partial(
             alone.apply, train=True, mutable=["batch_stats"], method="encode"
         )
         products += _products(jax.make_jaxpr(encode)(variables, part).jaxpr)
     held, gradients = _own(state), _own(state.params)
-    views = _bytes(views) + rows * canvas**2 * channels
+    views = _bytes(views) + rows * canvas**2 * len(config.data.mean)
     fixed = held + gradients
     words = (
         f"config.data.batch_size {config.data.batch_size} and config.model.expander"

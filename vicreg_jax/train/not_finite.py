@@ -1,6 +1,5 @@
 """Where numbers stop being finite: layer, rows, terms, gradients; it mends nothing."""
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,24 +15,27 @@ SHOWN = 5  # names or rows in a message
 
 
 def explain(
-    method: Method, params: Any, others: Mapping[str, Any], views: jax.Array
+    method: Method,
+    params: Any,
+    others: Mapping[str, Any],
+    views: jax.Array | tuple[jax.Array, jax.Array],
 ) -> str:
     """Returns in words what is not finite first in a step with these parameters.
 
     Args:
       params, others: the variables, as `Method.objective` takes them.
-      views: [n, v, h, w, c].
+      views: see `Method.forward`.
     """
-    key = jax.random.key(0)
-    rows = functools.partial(_rows, shape=views.shape[:2])
-    found = rows(views)
-    if found:
-        return f"pixels of {found}"
+    key, parts = jax.random.key(0), jax.tree.leaves(views)
+    sizes = [part.shape[1] for part in parts]
+    for part, seen in zip(parts, _seen(len(parts), sizes), strict=True):
+        if found := _rows(part, seen, len(part)):
+            return f"pixels of {found}"
     variables = {"params": params, **others}
     outputs, kept = method.forward(variables, views, key=key, capture=True)
-    for layer, value, view in _in_order(kept.get("intermediates", {}), views.shape[1]):
-        found = rows(_whole(value, len(views), method.module.microbatches), view)
-        if found:
+    n, microbatches = len(parts[0]), method.module.microbatches
+    for layer, value, seen in _in_order(kept.get("intermediates", {}), sizes):
+        if found := _rows(_whole(value, n, microbatches), seen, n):
             return f"layer {layer}, {found}"
     terms = {name: float(x) for name, x in method.terms(outputs).items()}
     bad = [f"{name} ({value})" for name, value in terms.items() if not _good(value)]
@@ -51,19 +53,15 @@ def explain(
     return "the update, or a norm: loss and gradient of this batch are finite"
 
 
-def _in_order(tree, views, path=()):
-    """Yields (name, output, view) of layers, about in the order of the computation.
-
-    The view is None where the calls of a layer are not one for each view.
-    """
+def _in_order(tree, sizes, path=()):
+    """Yields (name, output, views) of layers, about in the order of the computation."""
     for name, value in tree.items():
         if name == "__call__":  # a tuple of the calls
-            for call, output in enumerate(value):
+            for seen, output in zip(_seen(len(value), sizes), value, strict=True):
                 for leaf in jax.tree.leaves(output):
-                    view = call if len(value) == views else None
-                    yield "/".join(path) or "model", leaf, view
+                    yield "/".join(path) or "model", leaf, seen
         elif isinstance(value, Mapping):
-            yield from _in_order(value, views, (*path, name))
+            yield from _in_order(value, sizes, (*path, name))
 
 
 def _whole(x, n, parts):
@@ -73,24 +71,38 @@ def _whole(x, n, parts):
     return jnp.swapaxes(x, 0, 1).reshape(n, *x.shape[2:])
 
 
-def _rows(x, view=None, *, shape):
+def _seen(calls, sizes):
+    """Returns which views each call of a layer sees, as far as their number tells.
+
+    Args:
+      sizes: how many views there are of each height and width.
+    """
+    total = sum(sizes)
+    if calls == total:
+        return [range(i, i + 1) for i in range(total)]
+    if calls == len(sizes):
+        ends = np.cumsum(sizes).tolist()
+        return [range(end - v, end) for end, v in zip(ends, sizes, strict=True)]
+    return [range(total)] * calls
+
+
+def _rows(x, seen, n):
     """Returns in words which view and rows of x are not finite, "" where all are.
 
     Args:
       x: of any shape; where it is that of all views, [n, v, ...], or of one, [n, ...],
         the words say so.
-      view: of x, where it is known.
-      shape: (n, v).
+      seen: the views of x.
     """
     bad = ~np.asarray(jnp.isfinite(x))
     if not bad.any():
         return ""
-    if view is None and bad.shape[:2] == shape:
-        bad = bad.reshape(*shape, -1).any(axis=2)
-        view = np.flatnonzero(bad.any(axis=0))[0]
-        bad = bad[:, view]
-    words = [] if view is None else [f"view {view + 1}"]
-    if bad.shape[:1] == shape[:1]:
+    if bad.shape[:2] == (n, len(seen)):
+        bad = bad.reshape(n, len(seen), -1).any(axis=2)
+        at = np.flatnonzero(bad.any(axis=0))[0]
+        bad, seen = bad[:, at], seen[at : at + 1]
+    words = [f"view {seen[0] + 1}"] if len(seen) == 1 else []
+    if bad.shape[:1] == (n,):
         rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
         words.append(f"batch positions {_few(rows.tolist())}")
     return ", ".join(words) or f"of shape {list(bad.shape)}"

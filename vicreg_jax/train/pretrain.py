@@ -306,8 +306,8 @@ class Pretraining(Job):
         """Returns which images a step has, from 0 on, and their random numbers."""
         return self._planner(step)
 
-    def views(self, batch: batches.Batch) -> jax.Array:
-        """Returns the views [n, v, h, w, c] of the batch of one step."""
+    def views(self, batch: batches.Batch) -> batches.Views:
+        """Returns the views of the batch of one step."""
         return self._batches.render(self._batches.resident(), batch)
 
     def step(self, state, batch, count):

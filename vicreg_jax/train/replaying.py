@@ -147,7 +147,8 @@ def _examined(job, before, after, batch, step):
         except Exception as error:  # in a method of the user's own
             wrong = f"not known ({type(error).__name__}: {one_line(error)})"
         return wrong, layers, []
-    each = np.asarray(jnp.sum(jnp.square(pixels), axis=tuple(range(1, pixels.ndim))))
+    squares = [jnp.sum(x**2, axis=(1, 2, 3, 4)) for x in jax.tree.leaves(pixels)]
+    each = np.asarray(sum(squares))
     shares = each / max(each.sum(), np.finfo(np.float32).tiny)
     indices = job.images.chosen(job.plan(step - 1).indices)
     names = job.images.names

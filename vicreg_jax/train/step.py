@@ -32,16 +32,16 @@ def make_train_step(
     all that is learned as it is, and counts that. Its metrics are the unweighted terms
     of the method, "loss" (their weighted sum), "grad_norm" and the steps skipped,
     "skipped_in_a_row" and "skipped_steps"; its outputs are the representation and
-    embedding of the first view. All views go through the network in one pass, where it
-    allows that, each with its own BatchNorm statistics; running statistics follow in
-    the order of the views, as after a pass for each.
+    embedding of the first view. All views of a size go through the network in one pass,
+    where it allows that, each with its own BatchNorm statistics; running statistics
+    follow in the order of the views, as after a pass for each.
 
     Args:
       method: what is trained, such as `methods.Vicreg(encoder, expander)`.
       tx: any optax transformation.
       mesh: of one axis, "data".
       seed: of what is random in a step: dropout, directions of a sketch.
-      render: batch -> views [n, v, h, w, c]; by default the batch is that array.
+      render: batch -> views, see `Method.forward`; by default the batch is that.
       batch_sharding: of the batch, or of its parts; by default the leading axis of
         everything is divided over the mesh.
       state_sharding: of the state; by default every device holds all of it.

@@ -161,7 +161,9 @@ class Verdict:
         def planner(step):
             shape = (size, data.views, draw.NUMBERS)
             chosen = rows[step * size : (step + 1) * size]
-            return plan.Plan(chosen, plan.uniforms(config.seed, step, shape))
+            local = data.local_views
+            numbers = plan.uniforms(config.seed, step, shape, local_views=local)
+            return plan.Plan(chosen, numbers)
 
         whole = sharding.whole(self._mesh)
 
