@@ -204,3 +204,11 @@ def test_adamw_decays_matrices_but_not_vectors():
     # Without a gradient only the decay is left: p - rate * decay * p, in float32.
     np.testing.assert_allclose(after["w"], 2.0 * (1 - 0.1 * 0.5), rtol=1e-6)
     np.testing.assert_array_equal(after["b"], 2.0)
+
+
+def test_class_token_and_positions_of_a_vit_are_not_decayed():
+    params = {"encoder": {"cls_token": jnp.ones((1, 1, 2)), "kernel": jnp.ones((2, 2))}}
+    params["encoder"]["pos_embed"] = jnp.ones((1, 5, 2))
+    want = {"cls_token": False, "kernel": True, "pos_embed": False}
+    assert optim.matrices(params) == {"encoder": want}
+    assert optim.matrices(jnp.ones((2, 2))) is True

@@ -8,6 +8,8 @@ import optax
 
 __all__ = ["adamw", "lars", "matrices", "rising", "sgd", "slowed", "warmup_cosine"]
 
+TOKENS = ("cls_token", "pos_embed")  # parameters of a ViT
+
 
 def lars(
     learning_rate: optax.ScalarOrSchedule,
@@ -23,7 +25,8 @@ def lars(
     trust_coefficient * |p| / |g + weight_decay * p|, then come momentum and, last, the
     learning rate. `optax.lars` applies the rate before the momentum, which is another
     optimizer wherever the rate changes. Tensors of one dimension (biases, BatchNorm)
-    get neither decay nor trust ratio; the ratio is 1 where either norm is zero.
+    get neither decay nor trust ratio, see `matrices`; the ratio is 1 where either norm
+    is zero.
 
     Args:
       learning_rate: float, or a schedule of the step.
@@ -60,7 +63,7 @@ def lars(
 def adamw(
     learning_rate: optax.ScalarOrSchedule, *, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Returns optax's AdamW; tensors of one dimension get no weight decay.
+    """Returns optax's AdamW; only `matrices` get weight decay.
 
     Example:
       >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
@@ -138,8 +141,16 @@ def rising(start: float, steps: int) -> optax.Schedule:
 
 
 def matrices(params: optax.Params) -> optax.Params:
-    """Returns a tree of booleans: true where a tensor has more than one dimension."""
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """Returns a tree of booleans: true where a tensor has more than one dimension.
+
+    False of the class token and the position embeddings of a ViT, which are decayed no
+    more than biases.
+    """
+
+    def one(path, p):
+        return p.ndim > 1 and not (path and getattr(path[-1], "key", "") in TOKENS)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def warmup_cosine(

@@ -24,9 +24,11 @@ PARAMETERS = {  # without the classifier; torchvision's but for resnet200
     "resnet152": 58_143_808,
     "resnet200": 62_624_832,  # summed over its convolutions and norms apart from here
     "wide_resnet50_2": 66_834_240,
+    "wide_resnet50_4": 221_390_144,  # 221 M in the paper's table 9
     "wide_resnet101_2": 124_837_696,
     "resnext50_32x4d": 22_979_904,
     "resnext101_32x8d": 86_742_336,
+    "resnext101_32x16d": 191_977_792,  # 191 M in the paper's table 9
     "resnext101_64x4d": 81_406_272,
     "resnet18d": 11_195_744,  # timm's from here on
     "resnet34d": 21_303_904,

@@ -13,6 +13,7 @@ import yaml
 
 from vicreg_jax import config, models
 from vicreg_jax.evaluate import heads
+from vicreg_jax.models.resnet import LAYERS
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.weights import Encoder
 
@@ -143,11 +144,13 @@ def test_its_picture_is_short():
 SPECS = [
     {"name": name, "width": width, "dtype": dtype} | options
     for name in models.ENCODERS
-    for width in (1, 2)
+    for width in ((1, 2) if name == "digits" or name in LAYERS else (1,))
     for dtype in ("float32", "bfloat16")
     for options in (
-        [{}]
-        if name == "digits"
+        [{"pool": pool} for pool in ("token", "mean")]
+        if name.startswith("vit")
+        else [{}]
+        if name not in LAYERS
         else [
             {"stem": stem, "zero_init_residual": zero}
             for stem in ("imagenet", "cifar", "solo_learn")
@@ -177,8 +180,9 @@ def test_a_module_of_ones_own_has_no_spec():
 def test_the_config_of_a_run_tells_its_module():
     model = config.parse({"model": {"encoder": "resnet18", "stem": "cifar"}}).model
     want = {"name": "resnet18", "stem": "cifar", "width": 1, "dtype": "float32"}
-    assert model.spec() == want | {"zero_init_residual": True}
-    assert models.spec(models.create(**model.spec())) == model.spec()
+    want["zero_init_residual"] = True
+    assert model.spec() == want | {"pool": "token"}
+    assert models.spec(models.create(**model.spec())) == want
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet200"])

@@ -146,6 +146,7 @@ class Model:
     width: Positive[int] = 1  # factor on the encoder's channels
     stem: Stem = "imagenet"  # solo_learn: that library's for CIFAR
     zero_init_residual: bool = True  # a residual block starts as the identity
+    pool: Literal["token", "mean"] = "token"  # of a ViT: class token, mean of patches
     expander: Some[Positive[int]] = (8192, 8192, 8192)
     expander_bias: bool = False  # of the last layer; the loss does not see it
     expander_norm: bool = True  # BatchNorm in its hidden layers, and the predictor's
@@ -167,7 +168,7 @@ class Model:
 
     def spec(self) -> dict[str, Any]:
         """Returns the arguments of `models.create` for the encoder."""
-        names = ("width", "stem", "zero_init_residual", "dtype")
+        names = ("width", "stem", "zero_init_residual", "pool", "dtype")
         return {"name": self.encoder} | {name: getattr(self, name) for name in names}
 
     def head(self) -> dict[str, Any]:

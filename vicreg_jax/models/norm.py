@@ -1,4 +1,4 @@
-"""Batch normalization with PyTorch's running statistics, for any float dtype."""
+"""Normalizations with PyTorch's numbers, for any float dtype."""
 
 import math
 
@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-__all__ = ["BatchNorm"]
+__all__ = ["BatchNorm", "LayerNorm"]
 
 
 class BatchNorm(nn.Module):
@@ -63,3 +63,28 @@ class BatchNorm(nn.Module):
         broadcast = [size if i in kept else 1 for i, size in enumerate(x.shape)]
         y = x * factor.reshape(broadcast)
         return (y + (bias - mean * factor).reshape(broadcast)).astype(dtype)
+
+
+class LayerNorm(nn.Module):
+    """Normalizes the last axis of each row by its own mean and (biased) variance.
+
+    Computed in float32 (float64 stays), in two passes; the result has the dtype of the
+    input, which Flax's own refuses in half precision under strict dtype promotion.
+    """
+
+    epsilon: float = 1e-6  # timm's and torchvision's
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtype = x.dtype
+        if dtype != jnp.float64:
+            x = x.astype(jnp.float32)
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        broadcast = [1] * (x.ndim - 1) + [-1]
+        scale, bias = (v.astype(x.dtype).reshape(broadcast) for v in (scale, bias))
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(x**2, axis=-1, keepdims=True)
+        y = x * jax.lax.rsqrt(variance + self.epsilon)
+        return (y * scale + bias).astype(dtype)

@@ -1,5 +1,6 @@
 """The weights that a run starts from instead of random numbers; it trains nothing."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from vicreg_jax.config import Config
 from vicreg_jax.evaluate.features import checksum
 from vicreg_jax.methods import Method
+from vicreg_jax.models import vit
 from vicreg_jax.refusals import Refusal
 from vicreg_jax.weights import contents, loading
 
@@ -109,11 +111,23 @@ def _checked(parts, method, config, source):
     arrays = {}
     for name, own in parts.items():
         like = contents.part(wanted, name)
+        own = _fitted(own, like)
         arrays[name] = jax.tree.map(np.asarray, {k: own.get(k, {}) for k in like})
         contents.check(*(flatten_dict(x, sep="/") for x in (own, like)), source)
     new = [name for name in wanted["params"] if name not in parts]
     words = f"{' and '.join(parts)} from {source}"
     return Start(arrays, words + (f", {' and '.join(new)} new" if new else ""))
+
+
+def _fitted(own, like):
+    """Returns variables with a ViT's positions interpolated to the run's image size."""
+    found = own.get("params", {}).get("pos_embed")
+    shape = np.shape(like.get("params", {}).get("pos_embed"))
+    if np.ndim(found) != 3 or len(shape) != 3 or np.shape(found)[1] == shape[1]:
+        return own
+    side = math.isqrt(shape[1] - 1)  # images of a run are square
+    moved = np.asarray(vit.resized(jnp.asarray(found), (side, side)))
+    return {**own, "params": {**own["params"], "pos_embed": moved}}
 
 
 def _flag(values):

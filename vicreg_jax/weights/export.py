@@ -27,6 +27,7 @@ from vicreg_jax.weights.encoder import Encoder
 __all__ = ["FORMATS", "TOLERANCE", "Format", "agreement", "show", "write"]
 
 SAME = ("weights", "image_size", "mean", "std")  # in all files of a folder
+PUBLISHED = (models.ResNet, models.VisionTransformer, models.ConvNext)
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCE = 1e-4  # of `agreement`: float32 sums in another order, through 50 layers
 
@@ -48,7 +49,8 @@ def write(
     """Writes an encoder in some formats and what it is; returns the files.
 
     - "safetensors": variables by their names here, read back by `loading.load`;
-    - "torch": state dict as of torchvision, for torch.load;
+    - "torch": state dict as of torchvision, of a ViT or ConvNeXt as of timm, for
+      torch.load;
     - "stablehlo": float32 [n, h, w, c] normalized -> float32 [n, f] for any n, weights
       included, for jax.export.deserialize on a CPU, GPU or TPU;
     - "detectron2": backbone for MODEL.WEIGHTS of Detectron2.
@@ -178,12 +180,12 @@ def _check_formats(formats, module):
             f"no format {', '.join(map(repr, unknown)) or 'given'}; there are"
             f" {', '.join(FORMATS)}"
         )
-    of_resnets = [name for name in ("torch", "detectron2") if name in formats]
-    if of_resnets and not isinstance(module, models.ResNet):
-        raise Refusal(
-            f"{of_resnets[0]} has no counterpart of {type(module).__name__}; choose"
-            " safetensors or stablehlo"
-        )
+    for name, known in (("torch", PUBLISHED), ("detectron2", models.ResNet)):
+        if name in formats and not isinstance(module, known):
+            raise Refusal(
+                f"{name} has no counterpart of {type(module).__name__}; choose"
+                " safetensors or stablehlo"
+            )
     if "detectron2" in formats and (
         module.stem != "imagenet"
         or Layers(*module.layers) == LAYERS["resnet200"]
@@ -294,13 +296,48 @@ def _torch(encoder, path):
     torch.save({name: torch.from_numpy(x) for name, x in state_dict.items()}, path)
 
 
-def _through_torchvision(encoder, path, images):
+def _through_torch(encoder, path, images):
     try:
         import torch
-        from torchvision.models import resnet
+
+        net = _torch_module(encoder, images.shape[-1])
     except Exception:  # missing, or made for another version of torch
         return None
-    module, layers = encoder.module, Layers(*encoder.module.layers)
+    if net is None:
+        return None
+    net.load_state_dict(torch.load(path, weights_only=True))
+    with torch.no_grad():
+        nchw = np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2)))
+        return net.eval()(torch.tensor(nchw)).numpy()
+
+
+def _torch_module(encoder, channels):
+    """Returns torchvision's ResNet, timm's ViT or ConvNeXt; None if they have none."""
+    import torch
+
+    module = encoder.module
+    if not isinstance(module, models.ResNet):
+        import timm
+
+        spec = models.spec(module)
+        if spec is None:
+            return None
+        options = dict(num_classes=0, in_chans=channels)
+        if isinstance(module, models.ConvNext):
+            return timm.create_model(spec["name"], **options)
+        width, depth, heads, patch = module.shape
+        return timm.models.VisionTransformer(
+            img_size=encoder.image_size,
+            patch_size=patch,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            global_pool={"token": "token", "mean": "avg"}[module.pool],
+            **options,
+        )
+    from torchvision.models import resnet
+
+    layers = Layers(*module.layers)
     if module.width > 1 or layers.deep:
         return None
     block = resnet.Bottleneck if layers.bottleneck else resnet.BasicBlock
@@ -310,14 +347,10 @@ def _through_torchvision(encoder, path, images):
     net = resnet.ResNet(block, list(layers.blocks), **options)
     net.fc = torch.nn.Identity()
     kernel, stride, pad, _ = STEMS[module.stem]
-    channels = images.shape[-1]
     net.conv1 = torch.nn.Conv2d(channels, 64, kernel, stride, pad, bias=False)
     if module.stem != "imagenet":
         net.maxpool = torch.nn.Identity()
-    net.load_state_dict(torch.load(path, weights_only=True))
-    with torch.no_grad():
-        nchw = np.ascontiguousarray(np.transpose(images, (0, 3, 1, 2)))
-        return net.eval()(torch.tensor(nchw)).numpy()
+    return net
 
 
 FORMATS = {
@@ -327,9 +360,9 @@ FORMATS = {
     "torch": Format(
         "encoder.pth",
         _torch,
-        _through_torchvision,
+        _through_torch,
         "torch",
-        "not checked: install torch and torchvision (ResNets of width 1)",
+        "not checked: install torch and torchvision (ResNets of width 1) or timm",
     ),
     "stablehlo": Format(  # jax.export does not bring flatbuffers
         "encoder.stablehlo", _stablehlo, _through_stablehlo, "flatbuffers"

@@ -1,4 +1,4 @@
-"""Other people's names of a ResNet's tensors to torchvision's: arrays, no files."""
+"""Other people's names of an encoder's tensors to torchvision's or timm's: no files."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,10 @@ __all__ = ["Found", "plain"]
 
 
 class Found(NamedTuple):
-    """Tensors by torchvision's names, or under "backbone." with a "projector."."""
+    """Tensors by names of torchvision (ResNet) or timm (others).
+
+    Or those under "backbone." with a "projector.".
+    """
 
     tensors: dict[str, np.ndarray]
     said: str  # what was done to them, "" if nothing
@@ -54,11 +57,45 @@ LAYOUTS = (
             (r"\.shortcut\.normalization\.", ".downsample.1."),
         ),
     ),
+    _Layout("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),  # ViTs of timm
+    _Layout(  # and of torchvision
+        "conv_proj.weight",
+        "encoder.layers.encoder_layer_0.ln_1.weight",
+        (
+            (r"^conv_proj\.", "patch_embed.proj."),
+            (r"^class_token$", "cls_token"),
+            (r"^encoder\.pos_embedding$", "pos_embed"),
+            (r"^encoder\.ln\.", "norm."),
+            (r"^encoder\.layers\.encoder_layer_", "blocks."),
+            (r"\.ln_(?=\d)", ".norm"),
+            (r"\.self_attention\.in_proj_", ".attn.qkv."),
+            (r"\.self_attention\.out_proj\.", ".attn.proj."),
+            (r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."),
+            (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
+        ),
+    ),
+    _Layout("stem.0.weight", "stages.0.blocks.0.conv_dw.weight"),  # ConvNeXt of timm
+    _Layout(  # and of torchvision
+        "features.0.0.weight",
+        "features.1.0.block.0.weight",
+        (
+            (r"^classifier\.0\.", "head.norm."),
+            (r"^features\.0\.", "stem."),
+            *((rf"^features\.{2 * i + 1}\.", f"stages.{i}.blocks.") for i in range(4)),
+            *((rf"^features\.{2 * i}\.", f"stages.{i}.downsample.") for i in (1, 2, 3)),
+            (r"\.layer_scale$", ".gamma"),
+            *(
+                (rf"\.block\.{i}\.", f".{name}.")
+                for i, name in ((0, "conv_dw"), (2, "norm"), (3, "mlp.fc1"))
+            ),
+            (r"\.block\.5\.", ".mlp.fc2."),
+        ),
+    ),
 )
 # What follows a learned encoder: momentum copies, targets, teachers.
 FOLLOWER = re.compile(r"(^|[._])(momentum|target|teacher|ema|key|k)(?=[._])")
 HEAD = re.compile(
-    r"(\w+_)?(fc|classifier|linear|head|heads|projector|predictor|prototypes|queue)"
+    r"(?!head\.norm\.)(\w+_)?(fc|classifier|linear|head|heads|projector|predictor|prototypes|queue)"
     r"(_ptr)?([.].*)?"
 )
 PROJECTOR = re.compile(r"(\d+)\.(weight|bias|running_mean|running_var|" + COUNTER + ")")
@@ -69,10 +106,11 @@ def plain(tensors: Mapping[str, np.ndarray]) -> Found:
     """Returns the encoder of a state dict, and the projector that is as the authors'.
 
     Known are ResNets as torchvision, timm, solo-learn, lightly, Hugging Face, MoCo and
-    VICRegL save them, alone or in a model, whatever prefixes that model, distributed
-    training (`module.`) or torch.compile (`_orig_mod.`) give. Of an encoder and its
-    momentum copy the encoder is taken; classifiers and other heads are left out. Half
-    and double precision become float32. What is not known stays as it is.
+    VICRegL save them, ViTs and ConvNeXts as timm and torchvision do, alone or in a
+    model, whatever prefixes that model, distributed training (`module.`) or
+    torch.compile (`_orig_mod.`) give. Of an encoder and its momentum copy the encoder
+    is taken; classifiers and other heads are left out. Half and double precision become
+    float32. What is not known stays as it is.
 
     Raises:
       Refusal: there are several encoders, or two tensors of one name.
@@ -94,6 +132,10 @@ def plain(tensors: Mapping[str, np.ndarray]) -> Found:
     else:
         parts = _parts(names, prefix, layout)
     found = {name: tensors[names[own]] for name, own in parts.items()}
+    found = {  # torchvision: [c, 1, 1]
+        name: x.reshape(-1) if name.endswith(".gamma") else x
+        for name, x in found.items()
+    }
     dtypes = sorted({x.dtype.name for x in found.values()} & set(HALVES))
     found = {
         name: x.astype(np.float32) if x.dtype.name in HALVES else x
@@ -131,10 +173,12 @@ def _parts(names, prefix, layout):
     own = {}
     for name in names:
         bare = name.removeprefix(prefix)
-        if not name.startswith(prefix) or HEAD.fullmatch(bare):
+        if not name.startswith(prefix):
             continue
         for pattern, new in layout.renamed:
             bare = re.sub(pattern, new, bare)
+        if HEAD.fullmatch(bare):
+            continue
         if bare in own:
             raise Refusal(f"there are two tensors for {bare!r}")
         own[bare] = name

@@ -1,5 +1,6 @@
 """Trained encoders from runs, exports and files of weights; nothing in them is run."""
 
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +13,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vicreg_jax import config as configs
 from vicreg_jax import files, models
+from vicreg_jax.models.convnext import CONVNEXTS, Stages
 from vicreg_jax.models.resnet import LAYERS, STEMS, Layers
+from vicreg_jax.models.vit import VITS, Shape
 from vicreg_jax.refusals import NotFound, Refusal, one_line
 from vicreg_jax.run import workdirs
 from vicreg_jax.run.checkpoints import Checkpoints
@@ -40,9 +43,9 @@ def load(
     Args:
       path: the workdir of a run (its newest checkpoint); the folder or a file that
         `export.write` wrote; or a file of PyTorch (.pth, .pt, .ckpt, .bin, .pth.tar) or
-        of safetensors with a ResNet, see `layouts.plain`; what was taken off and left
-        out is said. PyTorch files are read with weights_only; nothing in a file is run.
-        Each may be in a bucket, gs://BUCKET/NAME.
+        of safetensors with a ResNet, ViT or ConvNeXt, see `layouts.plain`; what was
+        taken off and left out is said. PyTorch files are read with weights_only;
+        nothing in a file is run. Each may be in a bucket, gs://BUCKET/NAME.
       encoder: the module, where it is not one of `models.create`.
       stem: that of `models.create`, of a file that does not say how its network is
         built; without it the file is taken for what its tensors look like, with a note.
@@ -183,8 +186,7 @@ def _load_file(path, encoder, stem, mean, std):
     if expander:
         module = models.JointEmbedding(encoder, contents.expander_of(expander))
     mean, std = about.get("mean", mean), about.get("std", std)
-    stem = (models.spec(encoder) or {}).get("stem")
-    size = about.get("image_size") or (224 if stem == "imagenet" else None)
+    size = about.get("image_size") or _usual_size(encoder, flat)
     channels = len(mean) if about else _first_kernel(flat)[2]
     shapes = contents.abstract(module, size=size or 224, channels=channels)
     contents.check(tensors, named(jax.tree.map(_without_memory, shapes)), path)
@@ -247,10 +249,14 @@ def _module(spec, flat, path, stem):
 
 
 def _architecture(flat, path, stem):
-    """Returns the arguments of `models.create` for the ResNet of these parameters.
+    """Returns the arguments of `models.create` for the network of these parameters.
 
-    Without a `stem` it notes what they do not tell.
+    Of a ResNet without a `stem` it notes what they do not tell.
     """
+    if any(f"params/{name}/kernel" in flat for name in ("patch_embed_proj", "stem_0")):
+        if stem:
+            raise Refusal(f"{path} has no stem to choose; leave out {stem!r}")
+        return _other_architecture(flat, path)
     kernel, layers = _first_kernel(flat), _layers(flat)
     stems = [name for name, (size, *_) in STEMS.items() if size == kernel[0]]
     stems = ["imagenet"] if layers.deep else stems
@@ -286,6 +292,49 @@ def _architecture(flat, path, stem):
     return {"name": names[0], "width": features // 64, "stem": stem or stems[0]}
 
 
+def _other_architecture(flat, path):
+    """Returns the arguments of `models.create` for a ViT or ConvNeXt."""
+    names = {name.split("/")[1] for name in flat if name.startswith("params/")}
+    patch, _, _, width = _first_kernel(flat)
+    if "patch_embed_proj" in names:
+        depth = sum(name.startswith("blocks_") for name in names)
+        options = {"pool": "mean" if "fc_norm" in names else "token"}
+        own = Shape(width, depth, width // 64, patch)  # what does not tell its heads
+        known = VITS
+    else:
+        own = Stages(
+            tuple(
+                sum(name.startswith(f"stages_{i}_blocks_") for name in names)
+                for i in range(4)
+            ),
+            tuple(_shape(flat, f"stages_{i}_blocks_0/gamma")[0] for i in range(4)),
+        )
+        options, known = {}, CONVNEXTS
+    found = [name for name, wanted in known.items() if wanted == own]
+    if not found:
+        said = ", ".join(f"{name} {x}" for name, x in own._asdict().items())
+        raise Refusal(
+            f"{path} is no encoder known here: {said}; expected one of"
+            f" {', '.join(known)}. Give the module: encoder="
+        )
+    logging.warning(
+        "%s does not say how its network is built; it is taken for a %s as timm builds"
+        " it%s",
+        *(path, found[0], f", pool {options['pool']}" if options else ""),
+    )
+    return {"name": found[0], **options}
+
+
+def _usual_size(module, flat):
+    """Returns the image size that a file tells by itself, or None."""
+    if isinstance(module, models.VisionTransformer):
+        tokens = max(_shape(flat, "pos_embed")[1:2], default=1)
+        return math.isqrt(max(tokens - 1, 1)) * module.shape[3]
+    stem = (models.spec(module) or {}).get("stem")
+    usual = stem == "imagenet" or isinstance(module, models.ConvNext)
+    return 224 if usual else None
+
+
 def _layers(flat):
     """Returns the `Layers` of a ResNet, as names and shapes tell them."""
     names = {name.split("/")[1] for name in flat if name.startswith("params/layer")}
@@ -307,8 +356,9 @@ def _first_kernel(flat):
 
     Otherwise that of none, for three channels.
     """
-    name = "conv1_0" if "params/conv1_0/kernel" in flat else "conv1"
-    shape = _shape(flat, f"{name}/kernel")
+    names = ("conv1_0", "patch_embed_proj", "stem_0")
+    names = [name for name in names if f"params/{name}/kernel" in flat] or ["conv1"]
+    shape = _shape(flat, f"{names[0]}/kernel")
     return shape if len(shape) == 4 else (0, 0, 3, 0)
 
 

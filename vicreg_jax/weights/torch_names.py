@@ -2,7 +2,7 @@
 
 A state dict here maps names to NumPy arrays (`{k: v.numpy() for k, v in d.items()}`);
 neither of the two is needed. torchvision and timm name the tensors of a ResNet as the
-authors do.
+authors do; those of a ViT or ConvNeXt have timm's names.
 """
 
 import re
@@ -23,6 +23,31 @@ SHOWN = 3  # names in a message
 COUNTER = "num_batches_tracked"
 
 
+WHOLE = ("cls_token", "pos_embed", "gamma")  # parameters that no module has within
+_VIT_AND_CONVNEXT = {
+    name.replace(".", "_"): name
+    for name in (
+        *("patch_embed.proj", "norm", "fc_norm", "cls_token", "pos_embed"),
+        *("stem.0", "stem.1", "head.norm"),
+        *(f"stages.{i}.downsample.{j}" for i in range(1, 4) for j in (0, 1)),
+    )
+} | {
+    f"{block.replace('.', '_')}/{name.replace('.', '_')}": f"{block}.{name}"
+    for blocks, names in (
+        (
+            [f"blocks.{i}" for i in range(MOST)],
+            ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"),
+        ),
+        (
+            [f"stages.{i}.blocks.{j}" for i in range(4) for j in range(MOST)],
+            ("conv_dw", "norm", "mlp.fc1", "mlp.fc2", "gamma"),
+        ),
+    )
+    for block in blocks
+    for name in names
+}
+
+
 def _modules(*, deep):
     """Returns our modules and PyTorch's: of an encoder, alone or with an expander.
 
@@ -34,7 +59,7 @@ def _modules(*, deep):
     block |= {
         f"downsample_{x}": f"downsample.{i + deep}" for i, x in ((0, "conv"), (1, "bn"))
     }
-    encoder = {"conv1": "conv1", "bn1": "bn1"}
+    encoder = {"conv1": "conv1", "bn1": "bn1"} | _VIT_AND_CONVNEXT
     encoder |= {f"conv1_{i}": f"conv1.{i}" for i in (0, 1, 3, 4, 6)}
     encoder |= {
         f"layer{i}_{j}/{ours}": f"layer{i}.{j}.{theirs}"
@@ -58,6 +83,7 @@ LEAVES = {
     "params/bias": "bias",
     "batch_stats/mean": "running_mean",
     "batch_stats/var": "running_var",
+    "params": "",  # of WHOLE
 }
 _OUR_MODULES = {
     deep: {theirs: ours for ours, theirs in table.items()}
@@ -92,14 +118,14 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
     >>> to_torch(variables).keys() - state_dict.keys()
     {'bn1.num_batches_tracked'}
     """
-    split = {name: name.removeprefix("module.").rpartition(".") for name in state_dict}
-    ours = _OUR_MODULES[any("conv1.0" in module for module, *_ in split.values())]
+    split = {name: _split(name.removeprefix("module.")) for name in state_dict}
+    ours = _OUR_MODULES[any("conv1.0" in module for module, _ in split.values())]
     unknown = [
         name
-        for name, (module, _, leaf) in split.items()
+        for name, (module, leaf) in split.items()
         if module not in ours or leaf not in (*_OUR_LEAVES, COUNTER)
     ]
-    blurs = [name for name in unknown if split[name][2] == "filt"]
+    blurs = [name for name in unknown if split[name][1] == "filt"]
     if blurs:
         raise Refusal(
             f"{listed(blurs)} are filters that blur before pooling: a ResNet with them"
@@ -108,11 +134,12 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
     if unknown:
         raise Refusal(
             f"{listed(unknown)} is not of a ResNet ('conv1.weight',"
-            " 'layer1.0.bn1.bias'), alone or under 'backbone.' with a 'projector.';"
-            " remove a classifier and other prefixes; no other architecture is read"
+            " 'layer1.0.bn1.bias'), ViT or ConvNeXt, alone or under 'backbone.' with a"
+            " 'projector.'; remove a classifier and other prefixes; no other"
+            " architecture is read"
         )
     found = {}
-    for name, (module, _, leaf) in split.items():
+    for name, (module, leaf) in split.items():
         if leaf == COUNTER:
             continue
         value = np.asarray(state_dict[name])
@@ -120,7 +147,7 @@ def from_torch(state_dict: Mapping[str, np.ndarray]) -> Variables:
         if leaf == "weight":
             own = "scale" if value.ndim == 1 else "kernel"
             value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-        path = f"{collection}/{ours[module]}/{own}"
+        path = f"{collection}/{ours[module]}/{own}".removesuffix("/")
         if path in found:
             raise Refusal(f"{name!r} comes twice, with and without 'module.'")
         found[path] = np.array(value, order="C")
@@ -144,7 +171,7 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def torch_views(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Returns what `to_torch` does without copying: for a look at names and shapes.
 
-    Modules that PyTorch's ResNets do not have keep their names.
+    Modules that PyTorch's networks do not have keep their names.
     """
     state_dict = {}
     trees = [
@@ -154,6 +181,9 @@ def torch_views(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     modules = MODULES[any("conv1_0/" in path for path in trees[0])]
     for collection, tree in zip(("params", "batch_stats"), trees, strict=True):
         for path, value in tree.items():
+            if path.endswith(WHOLE) and path in modules:
+                state_dict[modules[path]] = value
+                continue
             module, _, leaf = path.rpartition("/")
             own = re.sub("^encoder/", "backbone/", module).replace("/", ".")
             module = modules.get(module, own)
@@ -163,6 +193,12 @@ def torch_views(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
             value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
             state_dict[f"{module}.{leaf}"] = value
     return state_dict
+
+
+def _split(name):
+    """Returns module and leaf; of WHOLE the leaf is ""."""
+    module, _, leaf = name.rpartition(".")
+    return (name, "") if leaf in WHOLE else (module, leaf)
 
 
 def to_detectron2(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
