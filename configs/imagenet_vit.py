@@ -4,8 +4,8 @@ python -m vicreg_jax.main --config=configs/imagenet_vit.py \
     --config.data.path=IMAGENET/train
 
 AdamW, base rate 1.5e-4, weight decay 0.1, batch 4096, 40 of 300 epochs of warm-up and a
-cosine to zero are MoCo v3's (arXiv:2104.02057, section 4.1); it also freezes the patch
-projection, which learns here. Augmentations, loss and expander are VICReg's.
+cosine are MoCo v3's (arXiv:2104.02057); it also freezes the patch projection, which
+learns here. Augmentations, loss and expander are VICReg's.
 
 Cost: unknown.
 Result: not yet run here; VICReg's paper has no ViT alone.

@@ -79,7 +79,7 @@ def test_page_has_the_numbers_of_the_run(full):
         "17.5",
         "1.25",
         "13.5",
-        "85.0 ±9.8",
+        "85.0 ±63.5",  # of two draws: 12.706 standard errors
         "+33.0",
         "Figure 7.",
         "Table 3.",

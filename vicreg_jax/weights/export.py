@@ -1,6 +1,7 @@
 """A trained encoder written for others to use, and checked there; it trains nothing."""
 
 import hashlib
+import importlib
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
@@ -297,12 +298,15 @@ def _torch(encoder, path):
 
 
 def _through_torch(encoder, path, images):
+    resnet = isinstance(encoder.module, models.ResNet)
     try:
         import torch
 
-        net = _torch_module(encoder, images.shape[-1])
+        library = importlib.import_module("torchvision" if resnet else "timm")
     except Exception:  # missing, or made for another version of torch
         return None
+    make = _torchvision_module if resnet else _timm_module
+    net = make(library, encoder, images.shape[-1])
     if net is None:
         return None
     net.load_state_dict(torch.load(path, weights_only=True))
@@ -311,32 +315,29 @@ def _through_torch(encoder, path, images):
         return net.eval()(torch.tensor(nchw)).numpy()
 
 
-def _torch_module(encoder, channels):
-    """Returns torchvision's ResNet, timm's ViT or ConvNeXt; None if they have none."""
+def _timm_module(timm, encoder, channels):
+    """Returns timm's ViT or ConvNeXt, without its classifier."""
+    module, options = encoder.module, dict(num_classes=0, in_chans=channels)
+    if isinstance(module, models.ConvNext):
+        blocks, widths = module.stages
+        return timm.models.ConvNeXt(depths=blocks, dims=widths, **options)
+    width, depth, heads, patch = module.shape
+    return timm.models.VisionTransformer(
+        img_size=encoder.image_size,
+        patch_size=patch,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        global_pool={"token": "token", "mean": "avg"}[module.pool],
+        **options,
+    )
+
+
+def _torchvision_module(torchvision, encoder, channels):
+    """Returns torchvision's ResNet, without its classifier; None if it has none."""
     import torch
 
-    module = encoder.module
-    if not isinstance(module, models.ResNet):
-        import timm
-
-        spec = models.spec(module)
-        if spec is None:
-            return None
-        options = dict(num_classes=0, in_chans=channels)
-        if isinstance(module, models.ConvNext):
-            return timm.create_model(spec["name"], **options)
-        width, depth, heads, patch = module.shape
-        return timm.models.VisionTransformer(
-            img_size=encoder.image_size,
-            patch_size=patch,
-            embed_dim=width,
-            depth=depth,
-            num_heads=heads,
-            global_pool={"token": "token", "mean": "avg"}[module.pool],
-            **options,
-        )
-    from torchvision.models import resnet
-
+    resnet, module = torchvision.models.resnet, encoder.module
     layers = Layers(*module.layers)
     if module.width > 1 or layers.deep:
         return None
