@@ -72,7 +72,7 @@ def test_two_processes_find_what_one_finds_and_only_the_first_speaks(
         assert a[0]["loss"] == pytest.approx(b[0]["loss"], rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_to_one_of_two_stops_a_linear_evaluation_which_continues(run, tmp_path):
     long = "--config.epochs=30"
     whole = start("linear", run, tmp_path / "whole", 2, 2, long)

@@ -67,7 +67,10 @@ def test_four_processes_of_one_device_each_train_what_one_trains(alone, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)],
+)
 def test_a_signal_to_one_of_two_stops_both_at_one_step_and_they_continue(
     number, pair, tmp_path
 ):

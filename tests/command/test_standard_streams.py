@@ -37,7 +37,7 @@ def test_a_refusal_that_nobody_reads_is_a_refusal(streams):
     assert (done.returncode, done.stderr) == (2, "")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_words_reach_nobody_goes_on_to_its_end(tmp_path):
     assert shell(f"{PROGRAM} {FLAGS} --workdir={tmp_path}/0").returncode == 0
     want = without_times(lines(tmp_path / "0"))

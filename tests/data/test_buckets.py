@@ -399,7 +399,7 @@ def test_prepared_images_in_a_bucket_are_those_on_a_disk(bucket, local):
         prepare(images, "s3://bucket/x", shards=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_a_bucket_is_the_run_on_a_disk(local, stored, tmp_path):
     """And a folder that is not there is refused in one line, status 2."""
     flags = ("--config.data.name=prepared", "--config.epochs=2")

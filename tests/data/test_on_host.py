@@ -249,7 +249,7 @@ def test_what_the_host_did_with_colours_is_timed(files):
     assert images.seconds["colour"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_program_trains_alike_wherever_colours_are_made(files, tmp_path):
     flags = (
         *(f"--config={ROOT}/configs/folder.py", f"--config.data.path={files}"),

@@ -27,7 +27,10 @@ ORDERED = [(0, 1), (1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1)]
 NAMES = pytest.mark.parametrize(
     "name",
     [
-        name if name == "vicreg" else pytest.param(name, marks=pytest.mark.slow)
+        pytest.param(
+            name,
+            marks={"vicreg": (), "byol": pytest.mark.slow}.get(name, pytest.mark.long),
+        )
         for name in methods.METHODS
     ],
 )

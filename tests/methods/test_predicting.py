@@ -149,8 +149,16 @@ def test_the_target_of_byol_follows_by_a_cosine():
     chex.assert_trees_all_close(state.target, want, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NEW + SKETCHED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.slow if name in ("byol", "sigreg") else pytest.mark.long,
+        )
+        for name in NEW + SKETCHED
+    ],
+)
 def test_an_interrupted_run_is_the_uninterrupted_one_and_its_loss_falls(name, tmp_path):
     predictor = (8,) if methods.METHODS[name].takes_predictor else ()
     model = SMALL["model"] | dict(predictor=predictor)

@@ -10,12 +10,12 @@ from vicreg_jax.models import convolutions
 
 CASES = [
     # rows, size, channels, features, kernel, stride
-    (32, 16, 3, 4, 3, 1),
-    (48, 16, 4, 6, 3, 2),
+    (64, 16, 3, 4, 3, 1),
+    (72, 32, 4, 6, 3, 2),
     (40, 33, 2, 3, 3, 1),
-    (64, 8, 4, 4, 3, 1),
-    (32, 32, 3, 4, 7, 2),
-    (32, 16, 4, 4, 1, 1),
+    (256, 8, 4, 4, 3, 1),
+    (64, 32, 3, 4, 7, 2),
+    (64, 16, 4, 4, 1, 1),
     (17, 32, 3, 4, 3, 1),  # a prime number of images stays whole
 ]
 
@@ -57,10 +57,10 @@ def test_value_and_gradients_are_those_of_jax(case, float64):
 def test_large_batches_are_divided_and_small_ones_are_not():
     parts = convolutions._parts
     like = jax.ShapeDtypeStruct
-    for rows, size, want in ((128, 32, 16), (128, 16, 16), (128, 8, 4), (128, 4, 1)):
+    for rows, size, want in ((128, 32, 16), (128, 16, 16), (128, 8, 1), (256, 8, 8)):
         assert parts(jnp.zeros((rows, 1)), like((rows, size, size, 1), float)) == want
     assert parts(jnp.zeros((4096, 1)), like((4096, 32, 32, 1), float)) == 32
-    assert parts(jnp.zeros((15, 1)), like((15, 32, 32, 1), float)) == 1
+    assert parts(jnp.zeros((15, 1)), like((15, 64, 64, 1), float)) == 1
 
 
 def convolutions_of(function, platform, *given):
@@ -88,7 +88,7 @@ def test_accelerators_get_what_they_would_without_it():
 
 
 def test_eight_devices_add_what_one_adds_and_send_the_sums_alone(mesh, float64):
-    images, kernels = drawn(256, 16, 3, 4, 3)
+    images, kernels = drawn(1024, 16, 3, 4, 3)
     how = options(3, 1)
     want = gradients(convolutions.conv_general_dilated, images, kernels, **how)
     split = jax.device_put(images, sharding.split(mesh))

@@ -82,7 +82,12 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+LATER = {"imagenet_vit": pytest.mark.slow, "cifar10_sololearn": pytest.mark.long}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=LATER.get(name, ())) for name in FAMILIES]
+)
 def test_a_shrunk_recipe_takes_steps(name, tmp_path):
     given = recipe(name, batch_size=8, image_size=32, name=FAMILIES[name])
     given.epochs = 2

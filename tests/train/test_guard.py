@@ -95,7 +95,10 @@ def test_too_many_in_a_row_go_back_once_then_stop_and_spare_the_checkpoint(
     chex.assert_tree_all_finite(again.state.params)
 
 
-@pytest.mark.parametrize("first, back", [(7, 4), (9, 8), (11, 8)])
+@pytest.mark.parametrize(
+    "first, back",
+    [(7, 4), pytest.param(9, 8, marks=pytest.mark.long), (11, 8)],
+)
 def test_what_is_gone_back_to_is_from_before_the_streak(first, back, tmp_path, capsys):
     """Of ten steps that are not finite, checkpoints fall into the middle."""
     tx = optax.sgd(lambda step: jnp.where(step < first - 1, 1e-3, jnp.inf))

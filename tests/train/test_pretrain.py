@@ -311,7 +311,7 @@ def test_an_encoder_that_does_not_fit_is_refused(encoder, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_optax_transformations_with_keys_or_values_work(tmp_path):
     noisy = optax.chain(optax.sgd(1e-3), optax.add_noise(0.1, 0.5, 0))
     plateau = optax.chain(optax.sgd(1e-3), optax.contrib.reduce_on_plateau())

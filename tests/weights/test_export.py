@@ -210,7 +210,7 @@ def nchw(x):
         ("resnet18", {"stem": "solo_learn"}, 32),
         ("resnet50", {}, 96),
         ("resnet18d", {}, 97),  # odd maps end in means of fewer pixels
-        pytest.param("resnet50d", {"width": 2}, 96, marks=pytest.mark.slow),
+        pytest.param("resnet50d", {"width": 2}, 96, marks=pytest.mark.long),
         pytest.param("resnext50_32x4d", {}, 96, marks=pytest.mark.slow),
     ],
 )

@@ -24,8 +24,9 @@ def variables_of(module, size=32):
     return jax.jit(lambda: module.init(jax.random.key(0), sample, train=False))()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    ("name", "whole"), [("resnet18", False), ("resnet18", True), ("resnet50", True)]
+)
 def test_a_round_trip_changes_no_bit(name, whole):
     module = joint(name) if whole else models.create(name)
     variables = jax.tree.map(np.asarray, variables_of(module))

@@ -12,6 +12,7 @@ __all__ = ["conv_general_dilated"]
 # kernel is the whole batch, and gets slower the larger that is: 64 channels at
 # 32 x 32, 128 images: 6 GFLOP/s, by 8 images at a time 34 to 51 (benchmarks.step).
 IMAGES, PIXELS, PARTS = 8, 2048, 32  # of a part at least; parts at most
+WORTH = 16_384  # pixels of a batch; for less the compiling takes longer than it saves
 
 
 def conv_general_dilated(
@@ -62,6 +63,9 @@ def _parts(images: Any, made: Any) -> int:
     """Returns into how many parts a batch is divided."""
     mesh = getattr(jax.typeof(images).sharding, "mesh", None)
     rows = len(images) // max(mesh.size if mesh and not mesh.empty else 1, 1)
-    least = max(IMAGES, PIXELS // math.prod(made.shape[1:3]))
+    pixels = math.prod(made.shape[1:3])
+    if rows * pixels < WORTH:
+        return 1
+    least = max(IMAGES, PIXELS // pixels)
     most = min(rows // least, PARTS)
     return next((x for x in range(most, 1, -1) if rows % x == 0), 1)
