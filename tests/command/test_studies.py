@@ -6,6 +6,7 @@ import pytest
 from helpers.processes import TINY, main
 from helpers.records import lines, without_times
 
+from vicreg_jax import files
 from vicreg_jax.command import recipes, studies, usage
 from vicreg_jax.config import Study
 from vicreg_jax.refusals import Refusal
@@ -36,6 +37,11 @@ def test_a_run_is_that_of_the_same_words_on_a_command_line(tmp_path):
     assert run.config == recipes.changed("digits", words).config
     assert run.folder == tmp_path / "siam" / "optimizer.base_lr=0.1" / "seed_3"
     assert run.evaluations["knn"].checkpoint == str(run.folder)
+
+
+def test_a_study_may_be_in_a_bucket():
+    planned = studies.plan(parsed(seeds=(4,)), files.expanded("gs://bucket/study"))
+    assert str(planned[1].folder) == "gs://bucket/study/two/seed_4"
 
 
 @pytest.mark.parametrize(

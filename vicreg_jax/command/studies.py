@@ -50,8 +50,10 @@ def plan(study: Study, workdir: Path) -> list[Planned]:
             for row, changes in study.named().items():
                 words = [*study.changes, *changes, *filter(None, [variation])]
                 config = _config(study.recipe, [*words, f"seed={seed}"], row)
-                names = [row, *filter(None, [variation.replace("/", "_")])]
-                folder = workdir.joinpath(*names, f"seed_{seed}")
+                folder = workdir / row
+                if variation:
+                    folder = folder / variation.replace("/", "_")
+                folder = folder / f"seed_{seed}"
                 own = {
                     name: Evaluation.parse(
                         dataclasses.replace(x, checkpoint=str(folder))

@@ -120,7 +120,8 @@ def study(config: Study, workdir: Path) -> None:
     found = {run.folder: studies.finished(run) for run in planned}
     table = ""
     with workdirs.held(workdir):
-        if not jax.config.jax_compilation_cache_dir:  # runs of a row compile alike
+        # Runs of a row compile alike.
+        if not (jax.config.jax_compilation_cache_dir or files.in_bucket(workdir)):
             jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         for i, run in enumerate(planned, 1):
             if found[run.folder] is None:
