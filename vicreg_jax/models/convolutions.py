@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import jax
-from jax import lax
+from jax import export, lax
 
 __all__ = ["conv_general_dilated"]
 
@@ -61,6 +61,8 @@ def conv_general_dilated(
 
 def _parts(images: Any, made: Any) -> int:
     """Returns into how many parts a batch is divided."""
+    if any(export.is_symbolic_dim(x) for x in made.shape):
+        return 1  # of an export for any batch, which has no gradient
     mesh = getattr(jax.typeof(images).sharding, "mesh", None)
     rows = len(images) // max(mesh.size if mesh and not mesh.empty else 1, 1)
     pixels = math.prod(made.shape[1:3])
