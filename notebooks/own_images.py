@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Your own images
 #
-# From a folder of images, without labels, to an encoder of them: train, ask whether it is
-# healthy, look at what it finds similar, take the features along.
+# From a folder of images, without labels, to an encoder of them: train, from public weights
+# or anew, ask whether it got better, look at what it finds similar, take the features along.
 #
 # A GPU is wanted for images of 128 pixels: a ResNet-18 and some thousand images. Without
 # a folder of yours, patches of two photographs stand in for it.
@@ -36,6 +36,7 @@ FOLDER = ""  # of your images, in class folders or not; on Colab perhaps on the 
 WORKDIR = "runs/mine"
 EPOCHS, BATCH, PIXELS = 50, 64, 128
 ENCODER, EXPANDER = "resnet18", "(2048,2048,2048)"
+WEIGHTS = ""  # of ENCODER, to go on from: a .pth or .safetensors file, an export, a run
 
 # %%
 # The stand-in: 400 patches of the photographs that scikit-learn has.
@@ -59,12 +60,18 @@ if not FOLDER:
 
 # %% [markdown]
 # ## Train
-# The first line says how many images were found, and how many are left out of each epoch.
-# A batch that cannot fit into the memory of the device is refused before anything
-# compiles. The same cell again goes on where it stopped.
+# With `WEIGHTS` the recipe is `continue`: at first only the new expander learns, then the
+# encoder with it, at a tenth of its rate. Files of torchvision and timm are read by their
+# names; the authors' ResNet-50 is at https://dl.fbaipublicfiles.com/vicreg/resnet50.pth
+# (`ENCODER = "resnet50"`).
+#
+# A tenth of the images is held out; the last line is the verdict on them: better, worse, or
+# within noise. A batch that cannot fit into the memory of the device is refused before
+# anything compiles. The same cell again goes on where it stopped.
 
 # %%
-# !{sys.executable} -m vicreg_jax.main --config=folder --workdir={WORKDIR} --config.data.path={FOLDER} --config.data.batch_size={BATCH} --config.data.image_size={PIXELS} --config.model.encoder={ENCODER} --config.model.expander="{EXPANDER}" --config.epochs={EPOCHS} --config.optimizer.warmup_epochs={EPOCHS / 10} --config.every.checkpoint_epochs={EPOCHS}
+recipe = f"continue --config.model.weights={WEIGHTS}" if WEIGHTS else "folder"
+# !{sys.executable} -m vicreg_jax.main --config={recipe} --workdir={WORKDIR} --config.data.path={FOLDER} --config.data.held_out=0.1 --config.data.batch_size={BATCH} --config.data.image_size={PIXELS} --config.model.encoder={ENCODER} --config.model.expander="{EXPANDER}" --config.epochs={EPOCHS} --config.optimizer.warmup_epochs={EPOCHS / 10} --config.every.checkpoint_epochs={EPOCHS}
 
 # %%
 # The encoder for others: safetensors, and StableHLO, which needs no code of ours.
@@ -73,8 +80,8 @@ if not FOLDER:
 
 # %% [markdown]
 # ## Is it healthy?
-# The verdict goes by the spread of the embeddings. "Narrower than at first" is usual early
-# on; collapse is not.
+# The page's first line goes by the spread of the embeddings. "Narrower than at first" is
+# usual early on; collapse is not.
 
 # %%
 import vicreg_jax as v
@@ -90,8 +97,8 @@ v.report.show(WORKDIR, gallery=gallery.of_run(Path(WORKDIR)))
 
 # %% [markdown]
 # ## Features
-# `v.load` takes a run, an export, or anybody's ResNet as `.pth` or `.safetensors`, such as
-# the authors' `resnet50.pth`: features of published weights are the baseline to beat.
+# `v.load` takes a run, an export, or anybody's ResNet, ViT or ConvNeXt as `.pth` or
+# `.safetensors`: features of published weights are the baseline to beat.
 
 # %%
 from vicreg_jax import evaluate

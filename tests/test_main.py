@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -84,7 +85,7 @@ def test_the_run_ends_with_a_table_of_few_label_probes(whole_run):
 def test_a_finished_run_is_not_trained_again(whole_run):
     workdir, _ = whole_run
     before = (workdir / "metrics.jsonl").read_bytes()
-    flags = (DIGITS, *TINY, f"--workdir={workdir}")
+    flags = (DIGITS, *TINY, f"--workdir={workdir}", "--config.evaluate.draws=3")
     again = main(*flags, PYTHONIOENCODING="ascii")  # which has no ±
     assert again.returncode == 0, again.stderr
     assert "?" in again.stdout and again.stdout.isascii()
@@ -184,10 +185,10 @@ def test_another_config_in_the_same_workdir_is_refused_but_more_epochs_are_not(
         f"{workdir} holds another run: seed was 0, is 5. Choose another --workdir, or"
         " give the old values to continue it"
     )
-    flags = (DIGITS, *TINY, "--config.evaluate.draws=0", f"--workdir={tmp_path}")
-    assert main(*flags, "--config.epochs=2").returncode == 0
-    longer = main(*flags, "--config.epochs=3")
-    assert longer.returncode == 0 and lines(tmp_path)[-1]["step"] == 42
+    shutil.copytree(workdir, tmp_path / "run")
+    flags = (DIGITS, *TINY, "--config.evaluate.draws=0", f"--workdir={tmp_path}/run")
+    longer = main(*flags, "--config.epochs=5")
+    assert longer.returncode == 0 and lines(tmp_path / "run")[-1]["step"] == 70
 
 
 def refusal(done):
@@ -338,6 +339,7 @@ def test_weights_and_biases_gets_every_line(tmp_path):
     assert finished == "finished"
 
 
+@pytest.mark.long
 def test_the_hash_of_a_checkpoint_tells_runs_apart(whole_run, tmp_path):
     flags = (*TINY, "--config.seed=1", "--config.evaluate.draws=0")
     done = main(DIGITS, *flags, f"--workdir={tmp_path}")

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers.exports import digits, written
 from helpers.paths import ROOT
 from helpers.processes import environment
 
@@ -15,7 +16,7 @@ NAMES = ("quickstart", "own_images", "cifar10", "losses")
 SMALL = 'BATCH, ENCODER, EXPANDER = 40, "digits", "(16,16)"\nEPOCHS = 1\n'
 CHANGES = {  # of the parameters
     "quickstart": "EPOCHS, DRAWS = 2, 2",
-    "own_images": SMALL + "PIXELS = 32",
+    "own_images": SMALL + 'EPOCHS, PIXELS, WEIGHTS = 3, 32, "public"',
     "cifar10": SMALL
     + 'DATA = "--config.data.name=arrays --config.data.path=images.npz"',
 }
@@ -56,6 +57,7 @@ def test_a_notebook_runs_to_its_end(name, tmp_path):
     arrays = dict(images=images, labels=labels)
     arrays |= dict(test_images=255 - images[:40], test_labels=labels[:40])
     np.savez(tmp_path / "images.npz", **arrays)
+    written(digits(), tmp_path / "public", "safetensors")
     book = read(name)
     for i, cell in enumerate(book.cells):
         if "parameters" in cell.metadata.get("tags", ()):
@@ -82,6 +84,8 @@ def test_a_notebook_runs_to_its_end(name, tmp_path):
         for output in cell.get("outputs", ())
         if "text/html" in (data := output.get("data", {}))
     ]
+    if name == "own_images":
+        assert re.search(r"verdict on 40 images held out: .* before, .* after", said)
     if name in FOUND:
         assert (tmp_path / FOUND[name]).exists(), said
         assert "\rcompiling " in said and "compiling took" in said

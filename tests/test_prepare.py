@@ -3,6 +3,7 @@
 import os
 
 import numpy as np
+import pytest
 from helpers.paths import ROOT
 from helpers.processes import main
 from helpers.runs import checkpoint_hash
@@ -23,6 +24,7 @@ def prepare(*flags):
     return main(f"--config={ROOT}/configs/prepare.py", *flags)
 
 
+@pytest.mark.long
 def test_a_run_on_prepared_images_is_the_run_on_the_folder(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(20):

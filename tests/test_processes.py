@@ -195,6 +195,7 @@ def test_processes_of_different_data_workdirs_or_evaluations_do_not_begin(
     assert all("config.knn.temperature is 0.07 of process 0, 0.2" in x for x in said)
 
 
+@pytest.mark.long
 def test_a_divided_state_trains_what_a_whole_one_trains(tmp_path):
     config = SMALL | dict(model=dict(encoder="digits", expander=(256, 128)))
     trained = []

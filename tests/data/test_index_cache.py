@@ -123,6 +123,7 @@ def test_a_bucket_is_listed_and_its_records_found_once(bucket, tmp_path):
     assert len(open_folder("gs://bucket/folder").names) == len(found[0][0]) + 1
 
 
+@pytest.mark.long
 def test_a_run_and_its_continuation_index_once(tmp_path, monkeypatch):
     write_records(tmp_path / "data")
     config = dict(

@@ -126,6 +126,7 @@ def test_a_list_of_names_that_have_no_label_is_refused(trained, tmp_path, monkey
         load(protocol("x", data=data), config)
 
 
+@pytest.mark.long
 def test_a_report_shows_images_with_a_label_and_their_classes(both, tmp_path):
     from vicreg_jax import train
 

@@ -152,6 +152,7 @@ def _number(x):
     return jax.random.key_data(x) if is_key else x
 
 
+@pytest.mark.long
 def test_eight_devices_give_the_gradient_of_one_for_two_architectures(mesh, float64):
     method = made(other=Other(), dtype=jnp.float64)
     views = jax.random.normal(jax.random.key(0), (16, 3, 8, 8, 1), jnp.float64)

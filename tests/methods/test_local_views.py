@@ -218,6 +218,7 @@ def interrupted(workdir, after):
 
 
 @NAMES
+@pytest.mark.long
 def test_a_run_goes_on_bit_for_bit_and_its_steps_come_again(name, tmp_path):
     how = dict(source=images(), encoder=Tiny())
     whole = train.run(settings(name), tmp_path / "whole", **how)

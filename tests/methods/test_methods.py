@@ -41,7 +41,10 @@ def in_passes(module, variables, views):
     return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *seen), stats
 
 
-@pytest.mark.parametrize("name, count", [("digits", 3), ("resnet", 2)])
+@pytest.mark.parametrize(
+    "name, count",
+    [("digits", 3), pytest.param("resnet", 2, marks=pytest.mark.long)],
+)
 def test_views_in_one_pass_are_a_pass_for_each(name, count, float64):
     encoder, size, channels = ENCODERS[name]
     expander = models.Expander((16, 8), dtype=jnp.float64)
@@ -182,7 +185,13 @@ def test_a_target_follows_the_parameters_and_is_part_of_the_run(tmp_path):
         train.run(longer, tmp_path / "one", source=images())
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(x, marks=() if x in ("vicreg", "byol") else pytest.mark.long)
+        for x in methods.METHODS
+    ],
+)
 def test_three_views_train_by_the_mean_over_pairs(name, tmp_path):
     config = SMALL | dict(
         epochs=1,

@@ -38,6 +38,7 @@ def test_tensors_come_back_from_torchs_names():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.long
 def test_views_go_through_as_images_do(dtype):
     module = convnext.ConvNext(SMALL, dtype=jnp.dtype(dtype))
     views = jnp.asarray(IMAGES, jnp.float32).reshape(1, 2, 64, 64, 3)

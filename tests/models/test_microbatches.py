@@ -99,7 +99,9 @@ def test_without_batch_norm_it_is_the_step_of_the_whole_batch():
     TREES(*grads, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["byol", "simsiam", "vicreg"])
+@pytest.mark.parametrize(
+    "name", ["byol", "vicreg", pytest.param("simsiam", marks=pytest.mark.long)]
+)
 def test_eight_devices_step_like_one(name):
     method, images = made(methods.METHODS[name]), views(64)
     variables = method.init(jax.random.key(0), images[:2])
@@ -148,6 +150,7 @@ def config(**given):
     return configs.parse(dict(epochs=1, every=every) | given)
 
 
+@pytest.mark.long
 def test_a_run_in_parts_is_one_of_the_program(tmp_path):
     train.run(config(), tmp_path / "a")
     train.run(config(), tmp_path / "b")
@@ -165,6 +168,7 @@ def test_what_cannot_be_divided_is_refused(tmp_path):
         train.run(config(model=dict(microbatches=16)), tmp_path / "a")
 
 
+@pytest.mark.long
 def test_the_estimate_falls_as_what_xla_needs():
     """Of the CIFAR ResNet-18: temporary memory of the compiled step, and estimate."""
     used, likely = [], []

@@ -71,7 +71,13 @@ def torch_variables(names, wanted):
     return unflatten_dict(found)
 
 
-@pytest.fixture(scope="module", params=["resnet34", "resnet50", "resnet50x2"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        *("resnet34", "resnet50"),
+        pytest.param("resnet50x2", marks=pytest.mark.long),
+    ],
+)
 def passes(request):
     """The golden file and what we make of its images: forward and backward passes."""
     golden = dict(np.load(GOLDEN / f"{request.param}.npz"))
@@ -363,6 +369,7 @@ def test_bfloat16_gives_about_the_same_features():
 # The global batch
 
 
+@pytest.mark.long
 def test_a_sharded_batch_has_the_features_gradients_and_statistics_of_the_whole(
     mesh, float64
 ):

@@ -23,6 +23,19 @@ NAMES = [
     for x in recipes.names()
     if "/" not in x and isinstance(recipes.read(x).config, configs.Config)
 ]
+FAMILIES = {
+    "imagenet": "folder",
+    "folder": "folder",
+    "imagenette": "folder",
+    "cifar10": "arrays",
+    "cifar10_sololearn": "arrays",
+    "fake": "fake",
+    "imagenet_vit": "folder",
+}
+LATER = {
+    "imagenet_vit": pytest.mark.slow,
+    **dict.fromkeys(("imagenet", "imagenette", "cifar10_sololearn"), pytest.mark.long),
+}
 
 
 def recipe(which, **data):
@@ -34,7 +47,10 @@ def recipe(which, **data):
     return given
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=() if x in FAMILIES else pytest.mark.long) for x in NAMES],
+)
 def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
     config = configs.parse(recipe(name))
     method = build.method(config, None, None)
@@ -71,18 +87,6 @@ def test_the_whole_step_of_a_recipe_has_consistent_shapes(name):
 
 
 # family -> where the images come from
-FAMILIES = {
-    "imagenet": "folder",
-    "folder": "folder",
-    "imagenette": "folder",
-    "cifar10": "arrays",
-    "cifar10_sololearn": "arrays",
-    "fake": "fake",
-    "imagenet_vit": "folder",
-}
-
-
-LATER = {"imagenet_vit": pytest.mark.slow, "cifar10_sololearn": pytest.mark.long}
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_too_many_in_a_row_go_back_once_then_stop_and_spare_the_checkpoint(
 
 @pytest.mark.parametrize(
     "first, back",
-    [(7, 4), pytest.param(9, 8, marks=pytest.mark.long), (11, 8)],
+    [(7, 4)] + [pytest.param(x, 8, marks=pytest.mark.long) for x in (9, 11)],
 )
 def test_what_is_gone_back_to_is_from_before_the_streak(first, back, tmp_path, capsys):
     """Of ten steps that are not finite, checkpoints fall into the middle."""

@@ -27,6 +27,7 @@ def need(config, devices=1):
     return memory.estimate(method, state, config, devices)
 
 
+@pytest.mark.long
 def test_xla_needs_more_than_the_least_and_about_the_likely():
     config = shrunk()
     method = build.method(config, None, None)

@@ -85,7 +85,10 @@ def test_a_step_is_the_gradient_of_the_weighted_terms_of_two_passes():
     assert int(new.step) == 1
 
 
-@pytest.mark.parametrize("widths", [(32, 16), (16, 64)])  # n >= d, n < d
+@pytest.mark.parametrize(
+    "widths",  # n >= d, n < d
+    [(32, 16), pytest.param((16, 64), marks=pytest.mark.long)],
+)
 def test_a_step_on_eight_devices_is_the_step_on_one(widths):
     method = methods.Vicreg(models.create("digits"), models.Expander(widths))
     views = jax.random.normal(jax.random.key(1), (32, 2, 8, 8, 1))
@@ -185,6 +188,7 @@ def test_other_pixels_or_labels_do_not_continue_a_run_unless_told_to(tmp_path, c
     assert int(trained.state.step) == 16
 
 
+@pytest.mark.long
 def test_a_run_whose_images_have_moved_is_continued_bit_for_bit(tmp_path):
     pictures(tmp_path / "here")
 

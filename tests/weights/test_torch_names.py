@@ -25,7 +25,11 @@ def variables_of(module, size=32):
 
 
 @pytest.mark.parametrize(
-    ("name", "whole"), [("resnet18", False), ("resnet18", True), ("resnet50", True)]
+    ("name", "whole"),
+    [
+        *(("resnet18", False), ("resnet18", True)),
+        pytest.param("resnet50", True, marks=pytest.mark.long),
+    ],
 )
 def test_a_round_trip_changes_no_bit(name, whole):
     module = joint(name) if whole else models.create(name)

@@ -11,10 +11,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from orbax.checkpoint._src.metadata import array_metadata_store  # has no public name
 
 __all__ = ["STATE", "delete_drafts", "drafts", "kept", "manager", "read", "save"]
 
 STATE = "state"  # the folder of the arrays, in that of a checkpoint
+# Devices of one process that hold the same array each write a slice of it, if that has
+# so many bytes: for each slice something is compiled before the first save.
+SLICE = 2**22
 
 
 def manager(
@@ -40,9 +44,18 @@ def manager(
         delete_drafts(folder)
     only = {0} if alone else None
     several = ocp.options.MultiprocessingOptions(active_processes=only)
+    sole = jax.process_count() == 1  # of several each must have something to write
+    arrays = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=SLICE if sole else None,
+        array_metadata_store=array_metadata_store.Store(),  # of keys: which kind
+    )
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    handler = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=registry, multiprocessing_options=several
+    )
     return _Manager(
         folder,
-        item_names=(STATE,),
+        item_handlers={STATE: handler},
         options=ocp.CheckpointManagerOptions(
             preservation_policy=_Keep(best),
             multiprocessing_options=several,
@@ -68,7 +81,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: Any) -> None:
     Raises:
       RuntimeError: there is a later checkpoint.
     """
-    args = ocp.args.Composite(**{STATE: ocp.args.StandardSave(state)})
+    args = ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state)})
     if not manager.save(step, args=args):
         raise RuntimeError("there is a later checkpoint")
 
