@@ -8,8 +8,11 @@ import numpy as np
 import optax
 import pytest
 from helpers.paths import GOLDEN
+from helpers.refusals import refused
 
-from vicreg_jax import optim
+from vicreg_jax import models, optim
+from vicreg_jax.refusals import Refusal
+from vicreg_jax.weights import contents
 
 LEAVES = ("conv", "dense", "bias", "bn_scale", "zero")
 
@@ -212,3 +215,45 @@ def test_class_token_and_positions_of_a_vit_are_not_decayed():
     want = {"cls_token": False, "kernel": True, "pos_embed": False}
     assert optim.matrices(params) == {"encoder": want}
     assert optim.matrices(jnp.ones((2, 2))) is True
+
+
+RATES = {  # of a sub-module over that of what follows the blocks, with 0.5 a layer
+    "vit_small_patch16": {
+        **{f"blocks_{i}": 0.5 ** (12 - i) for i in range(12)},  # 9 before 10
+        **dict.fromkeys(("patch_embed_proj", "cls_token", "pos_embed"), 0.5**13),
+        "norm": 1,
+    },
+    "resnet18": {
+        **{f"layer{i // 2 + 1}_{i % 2}": 0.5 ** (8 - i) for i in range(8)},
+        **dict.fromkeys(("conv1", "bn1"), 0.5**9),
+    },
+    "convnext_tiny": {
+        **{f"stages_0_blocks_{i}": 0.5 ** (18 - i) for i in range(3)},
+        **{f"stages_2_blocks_{i}": 0.5 ** (12 - i) for i in range(9)},
+        **dict.fromkeys(("stages_2_downsample_0", "stages_2_downsample_1"), 0.5**12),
+        **{f"stages_3_blocks_{i}": 0.5 ** (3 - i) for i in range(3)},
+        **dict.fromkeys(("stem_0", "stem_1"), 0.5**19),
+        "head_norm": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_layer_moves_by_its_depth(name):
+    module = models.create(name)
+    shapes = contents.abstract(module, size=32, channels=3)["params"]
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+    params = {"encoder": ones, "expander": np.ones(2, np.float32)}
+    tx = optim.layerwise(optax.sgd(1.0), "encoder", decay=0.5)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert (updates["expander"] == -1).all()
+    assert updates["encoder"].keys() == ones.keys()
+    for part, rate in RATES[name].items():
+        for x in jax.tree.leaves(updates["encoder"][part]):
+            np.testing.assert_array_equal(x, -rate)
+
+
+def test_a_decay_over_layers_needs_blocks():
+    tx = optim.layerwise(optax.sgd(1.0), "encoder", decay=0.5)
+    with refused(Refusal, "an encoder of conv0, norm has no blocks"):
+        tx.init({"encoder": {"conv0": np.ones(1), "norm": np.ones(1)}})

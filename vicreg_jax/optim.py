@@ -1,14 +1,32 @@
 """Optimizers and schedules of the published recipes, composed from optax."""
 
+import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-__all__ = ["adamw", "lars", "matrices", "rising", "sgd", "slowed", "warmup_cosine"]
+from vicreg_jax.refusals import Refusal
+
+__all__ = [
+    "adamw",
+    "lars",
+    "layerwise",
+    "matrices",
+    "rising",
+    "sgd",
+    "slowed",
+    "warmup_cosine",
+]
 
 TOKENS = ("cls_token", "pos_embed")  # parameters of a ViT
+# Names of what is in an encoder: stage (if it has them) and number of a block; what
+# leads to a stage of a ConvNeXt, like its first block; what comes after all blocks.
+BLOCK = re.compile(r"(?:stages_(\d+)_)?blocks_(\d+)|layer(\d+)_(\d+)")
+BETWEEN = re.compile(r"stages_(\d+)_downsample_\d")
+LAST = ("norm", "fc_norm", "head_norm")
 
 
 def lars(
@@ -124,6 +142,59 @@ def slowed(
         }
 
     return optax.chain(tx, optax.masked(optax.scale_by_schedule(factor), of_part))
+
+
+def layerwise(
+    tx: optax.GradientTransformation, part: str, *, decay: float
+) -> optax.GradientTransformation:
+    """Returns `tx` with updates of one part that shrink towards its input.
+
+    The learning rate of a block is decay times that of the block above it. The last
+    block has decay times the rate of what follows it (a ViT's last norm, the expander),
+    the first layer decay times that of the first block.
+
+    Args:
+      part: its name in the mapping of parameters: a ResNet, ViT or ConvNeXt.
+      decay: in (0, 1].
+
+    Raises:
+      Refusal: by `init`, if the part has no blocks of such names.
+
+    Source: arXiv:2106.08254, app. for fine-tuning; groups of timm, each block one.
+    """
+
+    def update(updates, state, params=None):
+        above = _above(updates[part])
+        scaled = {
+            name: jax.tree.map(lambda x, by=decay ** above[name]: x * by, tree)
+            for name, tree in updates[part].items()
+        }
+        return {**updates, part: scaled}, state
+
+    def init(params):
+        _above(params[part])
+        return optax.EmptyState()
+
+    return optax.chain(tx, optax.GradientTransformation(init, update))
+
+
+def _above(names: Iterable[str]) -> dict[str, int]:
+    """Returns how many layers lie above each, with one for all that follows blocks."""
+    places = {}
+    for name in names:
+        if found := BLOCK.fullmatch(name):
+            places[name] = tuple(int(x) for x in found.groups() if x)
+        elif found := BETWEEN.fullmatch(name):
+            places[name] = int(found[1]), 0
+    order = sorted(set(places.values()))
+    if not order:
+        raise Refusal(
+            f"an encoder of {', '.join(sorted(names))} has no blocks that layer-wise"
+            " decay knows; give a ResNet, ViT or ConvNeXt, or no optimizer.layer_decay"
+        )
+    first = len(order) + 1
+    above = {name: len(order) - order.index(place) for name, place in places.items()}
+    return {x: 0 if x in LAST else above.get(x, first) for x in names}
 
 
 def rising(start: float, steps: int) -> optax.Schedule:

@@ -272,3 +272,10 @@ def test_what_says_twice_or_nothing_is_refused(exported, tmp_path):
     with refused(Refusal, r"frozen_epochs \(2\) must be less than config.epochs \(2\)"):
         config(optimizer=dict(frozen_epochs=2))
     assert not (tmp_path / "a").exists()
+
+
+def test_a_decay_over_layers_is_refused_before_anything_is_written(tmp_path):
+    given = SMALL | dict(optimizer=dict(warmup_epochs=1, layer_decay=0.5))
+    with refused(Refusal, "an encoder of bn1, .*conv5 has no blocks"):
+        train.run(given, tmp_path / "run", source=images())
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -193,6 +193,8 @@ class Optimizer:
     warmup_start: NotNegative[float] = 0.0  # learning rate of the first step
     end_scale: Annotated[NotNegative[float], at_most(1)] = 1e-3  # last rate over peak
     encoder_scale: Positive[float] = 1.0  # factor on the encoder's learning rate
+    # Rate of each block of the encoder over that of the block above it.
+    layer_decay: Annotated[Positive[float], at_most(1)] = 1.0
     frozen_epochs: NotNegative[float] = 0.0  # first ones, in which only the rest learns
     sharded: bool = False  # divides parameters and state over the devices (ZeRO)
 

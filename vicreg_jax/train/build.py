@@ -77,6 +77,8 @@ def optimizer(
         end_scale=options.end_scale,
     )
     tx = _optimizer(options, schedule)
+    if options.layer_decay < 1:
+        tx = optim.layerwise(tx, "encoder", decay=options.layer_decay)
     if options.encoder_scale == 1 and not options.frozen_epochs:
         return schedule, tx
     frozen = math.ceil(options.frozen_epochs * steps_per_epoch)
