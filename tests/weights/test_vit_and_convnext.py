@@ -60,6 +60,44 @@ def torchvision_convnext(name):
     return (first | {"head.norm": "classifier.0."})[module] + leaf
 
 
+def hugging_face_vit(name):
+    """The name in transformers' ViTModel, `{}` for query, key and value."""
+    whole = {"cls_token": "cls_token", "pos_embed": "position_embeddings"}
+    if name in whole:
+        return f"vit.embeddings.{whole[name]}"
+    module, _, leaf = name.rpartition(".")
+    inner = {
+        "norm1": "layernorm_before",
+        "attn.qkv": "attention.attention.{}",
+        "attn.proj": "attention.output.dense",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
+    if block := re.fullmatch(r"blocks\.(\d+)\.(.*)", module):
+        return f"vit.encoder.layer.{block[1]}.{inner[block[2]]}.{leaf}"
+    first = {"patch_embed.proj": "embeddings.patch_embeddings.projection"}
+    return f"vit.{(first | {'norm': 'layernorm'})[module]}.{leaf}"
+
+
+def hugging_face_convnext(name):
+    """The name in transformers' ConvNextModel."""
+    module, _, leaf = name.rpartition(".")
+    if block := re.fullmatch(r"stages\.(\d)\.blocks\.(\d+)\.?(.*)", module):
+        inner = {
+            "conv_dw": f"dwconv.{leaf}",
+            "norm": f"layernorm.{leaf}",
+            "mlp.fc1": f"pwconv1.{leaf}",
+            "mlp.fc2": f"pwconv2.{leaf}",
+        }.get(block[3], "layer_scale_parameter")
+        return f"convnext.encoder.stages.{block[1]}.layers.{block[2]}.{inner}"
+    if step := re.fullmatch(r"stages\.(\d)\.downsample\.(\d)", module):
+        place = f"encoder.stages.{step[1]}.downsampling_layer.{step[2]}"
+        return f"convnext.{place}.{leaf}"
+    first = {"stem.0": "embeddings.patch_embeddings", "stem.1": "embeddings.layernorm"}
+    return f"convnext.{(first | {'head.norm': 'layernorm'})[module]}.{leaf}"
+
+
 @pytest.mark.parametrize(
     ("module", "renamed", "head"),
     [
@@ -68,11 +106,20 @@ def torchvision_convnext(name):
         (VIT, torchvision_vit, "heads.head.weight"),
         (CONVNEXT, lambda name: name, "head.fc.weight"),
         (CONVNEXT, torchvision_convnext, "classifier.2.weight"),
+        (VIT, hugging_face_vit, "vit.pooler.dense.weight"),
+        (VIT, hugging_face_vit, "classifier.weight"),
+        (CONVNEXT, hugging_face_convnext, "classifier.weight"),
     ],
 )
 def test_a_layout_gives_the_tensors_by_timms_names(module, renamed, head):
     tensors = drawn(module)
     given = {renamed(name): x for name, x in tensors.items()} | {head: np.ones((2, 4))}
+    for name in [name for name in given if "{}" in name]:
+        thirds = np.split(given.pop(name), 3)
+        given |= {
+            name.format(x): part
+            for x, part in zip(("query", "key", "value"), thirds, strict=True)
+        }
     for name in [name for name in given if name.endswith("layer_scale")]:
         given[name] = given[name][:, None, None]
     found = layouts.plain(given)

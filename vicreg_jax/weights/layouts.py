@@ -74,7 +74,40 @@ LAYOUTS = (
             (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
         ),
     ),
+    _Layout(  # and of Hugging Face, whose attention has three matrices
+        "embeddings.patch_embeddings.projection.weight",
+        "encoder.layer.0.layernorm_before.weight",
+        (
+            (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+            (r"^embeddings\.cls_token$", "cls_token"),
+            (r"^embeddings\.position_embeddings$", "pos_embed"),
+            (r"^layernorm\.", "norm."),
+            (r"^encoder\.layer\.", "blocks."),
+            (r"\.layernorm_before\.", ".norm1."),
+            (r"\.layernorm_after\.", ".norm2."),
+            (r"\.attention\.attention\.(q|k|v)[a-z]+\.", r".attn.\1."),
+            (r"\.attention\.output\.dense\.", ".attn.proj."),
+            (r"\.intermediate\.dense\.", ".mlp.fc1."),
+            (r"\.output\.dense\.", ".mlp.fc2."),
+        ),
+    ),
     _Layout("stem.0.weight", "stages.0.blocks.0.conv_dw.weight"),  # ConvNeXt of timm
+    _Layout(  # of Hugging Face
+        "embeddings.patch_embeddings.weight",
+        "encoder.stages.0.layers.0.dwconv.weight",
+        (
+            (r"^embeddings\.patch_embeddings\.", "stem.0."),
+            (r"^embeddings\.layernorm\.", "stem.1."),
+            (r"^layernorm\.", "head.norm."),
+            (r"^encoder\.", ""),
+            (r"\.layers\.", ".blocks."),
+            (r"\.downsampling_layer\.", ".downsample."),
+            (r"\.dwconv\.", ".conv_dw."),
+            (r"\.layernorm\.", ".norm."),
+            (r"\.pwconv(?=\d)", ".mlp.fc"),
+            (r"\.layer_scale_parameter$", ".gamma"),
+        ),
+    ),
     _Layout(  # and of torchvision
         "features.0.0.weight",
         "features.1.0.block.0.weight",
@@ -95,7 +128,8 @@ LAYOUTS = (
 # What follows a learned encoder: momentum copies, targets, teachers.
 FOLLOWER = re.compile(r"(^|[._])(momentum|target|teacher|ema|key|k)(?=[._])")
 HEAD = re.compile(
-    r"(?!head\.norm\.)(\w+_)?(fc|classifier|linear|head|heads|projector|predictor|prototypes|queue)"
+    r"(?!head\.norm\.)(\w+_)?(fc|classifier|linear|head|heads|projector|predictor|prototypes|queue"
+    r"|pooler)"
     r"(_ptr)?([.].*)?"
 )
 PROJECTOR = re.compile(r"(\d+)\.(weight|bias|running_mean|running_var|" + COUNTER + ")")
@@ -106,11 +140,11 @@ def plain(tensors: Mapping[str, np.ndarray]) -> Found:
     """Returns the encoder of a state dict, and the projector that is as the authors'.
 
     Known are ResNets as torchvision, timm, solo-learn, lightly, Hugging Face, MoCo and
-    VICRegL save them, ViTs and ConvNeXts as timm and torchvision do, alone or in a
-    model, whatever prefixes that model, distributed training (`module.`) or
-    torch.compile (`_orig_mod.`) give. Of an encoder and its momentum copy the encoder
-    is taken; classifiers and other heads are left out. Half and double precision become
-    float32. What is not known stays as it is.
+    VICRegL save them, ViTs and ConvNeXts as timm, torchvision and Hugging Face do,
+    alone or in a model, whatever prefixes that model, distributed training (`module.`)
+    or torch.compile (`_orig_mod.`) give. Of an encoder and its momentum copy the
+    encoder is taken; classifiers and other heads are left out. Half and double
+    precision become float32. What is not known stays as it is.
 
     Raises:
       Refusal: there are several encoders, or two tensors of one name.
@@ -131,7 +165,7 @@ def plain(tensors: Mapping[str, np.ndarray]) -> Found:
         prefix, parts = "", {name: name for name in names}
     else:
         parts = _parts(names, prefix, layout)
-    found = {name: tensors[names[own]] for name, own in parts.items()}
+    found = _joined({name: tensors[names[own]] for name, own in parts.items()})
     found = {  # torchvision: [c, 1, 1]
         name: x.reshape(-1) if name.endswith(".gamma") else x
         for name, x in found.items()
@@ -148,6 +182,17 @@ def plain(tensors: Mapping[str, np.ndarray]) -> Found:
     said += [f"left out: {', '.join(heads)}"] if heads else []
     said += [f"{' and '.join(dtypes)} becomes float32"] if dtypes else []
     return Found(found, "; ".join(said))
+
+
+def _joined(tensors):
+    """Returns tensors, with queries, keys and values one after another in one."""
+    whole = dict(tensors)
+    for name in tensors:
+        thirds = [name.replace(".attn.q.", f".attn.{x}.") for x in "qkv"]
+        if ".attn.q." in name and whole.keys() >= set(thirds):
+            joined = np.concatenate([whole.pop(x) for x in thirds])
+            whole[name.replace(".attn.q.", ".attn.qkv.")] = joined
+    return whole
 
 
 def _encoder(names):
