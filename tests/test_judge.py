@@ -89,6 +89,7 @@ def test_linear_evaluation_and_fine_tuning_leave_results_and_a_record(run):
     assert found["notes"] == [f"Trained on {kept} of 1437 images."]
 
 
+@pytest.mark.long
 def test_logistic_regression_chooses_its_penalty_on_training_images(run):
     done = judge("logistic", run)
     assert done.returncode == 0, done.stderr

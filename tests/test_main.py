@@ -256,6 +256,7 @@ def test_only_a_refusal_is_one_line_and_says_do_not_start_again(error, status):
         assert done.stderr == ("vicreg_jax: because\n" if status == 2 else "")
 
 
+@pytest.mark.long
 def test_of_a_field_that_is_given_twice_the_last_value_counts(tmp_path):
     twice = (
         *("--config.model.expander=(8,8)", "--config.data.batch_size=90"),

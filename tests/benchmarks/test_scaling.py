@@ -258,6 +258,7 @@ def test_the_three_formulas_are_one_loss(mesh):
         chex.assert_trees_all_close(program(*placed), want, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.long
 def test_a_step_is_counted_for_one_device_of_all(mesh):
     config = configs.parse(
         {

@@ -219,6 +219,7 @@ def test_the_first_two_of_three_views_are_those_of_two(tmp_path, kind):
     assert not np.array_equal(seen[1][:, 2], seen[1][:, 0])
 
 
+@pytest.mark.long
 def test_a_run_lists_the_files_that_it_had_to_replace(tmp_path):
     root = pictures(tmp_path / "data", each=10)
     (root / "a" / "7.png").write_bytes(b"")

@@ -241,6 +241,7 @@ def test_a_prepared_data_set_is_read_without_tensorflow(tiny):
 
 
 @pytest.mark.parametrize("tiny", ["tfrecord"], indirect=True)
+@pytest.mark.long
 def test_a_run_on_a_prepared_data_set_ends_with_the_table(tiny, tmp_path):
     shrunk = (
         *("data.dataset=tiny", f"data.path={folder_of(tiny)}", "data.batch_size=16"),

@@ -219,7 +219,9 @@ def test_fine_tuning_is_what_optax_makes_of_the_same_batches(trained, data, tmp_
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4, err_msg=str(path))
 
 
-@pytest.mark.parametrize("task", ["linear", "finetune"])
+@pytest.mark.parametrize(
+    "task", ["linear", pytest.param("finetune", marks=pytest.mark.long)]
+)
 def test_one_device_and_eight_find_the_same(task, trained, data, tmp_path, monkeypatch):
     given = protocol(data, task=task, augment={}, head=dict(rates=(0.1,)))
     fit(given, trained, tmp_path / "eight")

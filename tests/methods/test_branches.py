@@ -87,6 +87,7 @@ def test_two_branches_that_are_alike_are_the_shared_one(float64):
     chex.assert_trees_all_close(both, kept, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_a_branch_that_the_loss_does_not_see_has_no_gradient():
     class First(methods.Method):
         weights = {"size": 1.0}

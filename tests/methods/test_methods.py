@@ -146,6 +146,7 @@ class Follows(methods.Method):
         )
 
 
+@pytest.mark.long
 def test_a_target_follows_the_parameters_and_is_part_of_the_run(tmp_path):
     config = SMALL | dict(epochs=1, optimizer=dict(warmup_epochs=0))
     how = dict(source=images(), method=Follows, tx=optax.sgd(0.1))
@@ -188,7 +189,7 @@ def test_a_target_follows_the_parameters_and_is_part_of_the_run(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(x, marks=() if x in ("vicreg", "byol") else pytest.mark.long)
+        pytest.param(x, marks=() if x == "vicreg" else pytest.mark.long)
         for x in methods.METHODS
     ],
 )

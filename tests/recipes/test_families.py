@@ -34,7 +34,9 @@ FAMILIES = {
 }
 LATER = {
     "imagenet_vit": pytest.mark.slow,
-    **dict.fromkeys(("imagenet", "imagenette", "cifar10_sololearn"), pytest.mark.long),
+    **dict.fromkeys(
+        ("imagenet", "imagenette", "fake", "cifar10_sololearn"), pytest.mark.long
+    ),
 }
 
 

@@ -111,6 +111,7 @@ def test_what_is_gone_back_to_is_from_before_the_streak(first, back, tmp_path, c
     assert saved[-1] == back
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_a_stop_inside_a_streak_is_not_gone_back_to(
     tmp_path, monkeypatch, capsys
 ):

@@ -179,6 +179,7 @@ def test_the_probe_counts_images_with_a_label_alone():
     assert float(seen["probe_top1"]) == pytest.approx(100 * right, rel=1e-5)
 
 
+@pytest.mark.long
 def test_images_without_a_label_train_and_a_run_records_what_others_say(tmp_path):
     watch = dict(probe=True, knn_epochs=1)
     config = SMALL | dict(evaluate=watch)
@@ -219,6 +220,7 @@ def test_watching_needs_labels(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_file_that_nearest_neighbours_cannot_see_does_not_end_the_run(
     tmp_path, capsys
 ):

@@ -118,6 +118,7 @@ def test_what_cannot_be_replayed_is_one_line(ran, tmp_path):
             replaying.of_batch(tmp_path / name)
 
 
+@pytest.mark.long
 def test_the_task_prints_tables(run):
     config = f"--config={ROOT}/configs/replay.py"
     done = main(config, f"--workdir={run}", "--config.step=45")

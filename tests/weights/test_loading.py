@@ -177,6 +177,7 @@ def test_a_stem_that_is_named_gives_its_features(tmp_path):
     assert np.abs(a - b).max() > 0.01 * np.abs(a).max()
 
 
+@pytest.mark.long
 def test_a_run_and_an_export_tell_their_stem(tmp_path, caplog):
     module = models.create("resnet18", stem="solo_learn")
     like = contents.abstract(module, size=32, channels=3)
