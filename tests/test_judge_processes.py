@@ -109,7 +109,7 @@ def test_features_of_several_processes_end_when_told_to(run, tmp_path):
     assert len(np.load(path)["labels"]) == 360
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_export_is_made_by_one_process(run, tmp_path):
     config = f"--config={ROOT}/configs/export.py"
     flags = (f"--config.checkpoint={run}",)

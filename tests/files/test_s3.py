@@ -93,7 +93,7 @@ def test_images_of_a_folder_are_those_on_a_disk_and_others_are_refused(s3, tmp_p
         prepare(here, "s3://bucket/x", shards=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_in_a_save_is_the_run_on_a_disk(s3, tmp_path):
     flags = (DIGITS, *TINY, "--config.evaluate.draws=0")
     done = main(*flags, f"--workdir={tmp_path}")

@@ -303,7 +303,7 @@ def test_slurm_starts_a_cluster_of_two_processes(tmp_path):
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_trains_a_run_of_two_processes(tmp_path):
     flags = (*FOUR_EPOCHS, f"--workdir={tmp_path / 'run'}")
     variables = dict(JAX_NUM_CPU_DEVICES="2", NPROC="16", PYTHONPATH=str(ROOT))

@@ -170,7 +170,7 @@ def test_eight_devices_give_the_gradient_of_one_for_two_architectures(mesh, floa
     chex.assert_trees_all_close(eight, one, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_of_two_branches_goes_on_bit_for_bit_and_leaves_the_first(
     tmp_path, capfd
 ):

@@ -234,7 +234,7 @@ def test_a_run_goes_on_bit_for_bit_and_its_steps_come_again(name, tmp_path):
         assert found.metrics[term] == value, term
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_judged_and_its_step_computed_twice(tmp_path):
     config = settings(held_out=0.25) | dict(guard=dict(rerun_steps=1))
     train.run(config, tmp_path, source=images(), encoder=Tiny())

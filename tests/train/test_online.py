@@ -97,7 +97,7 @@ def test_the_probe_learns_a_separable_problem_like_a_mean_of_its_steps():
     assert float(seen["probe_top1"]) > 90
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_watched_run_continues_bit_for_bit(tmp_path, runs):
     flags = (DIGITS, f"--workdir={tmp_path}", *TINY, *WATCHED)
     flags = (*flags, "--config.evaluate.knn_epochs=2")

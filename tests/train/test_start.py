@@ -82,7 +82,7 @@ def test_a_file_of_pytorch_names_is_what_a_resnet_starts_from(tmp_path):
     chex.assert_trees_all_equal(found, torch_names.from_torch(state_dict))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_gives_its_encoder_and_its_expander_where_that_is_asked_for(tmp_path):
     before = train.run(config(), tmp_path / "a", source=images())
     weights = dict(weights=str(tmp_path / "a"), weights_expander=True)
@@ -96,7 +96,7 @@ def test_a_run_gives_its_encoder_and_its_expander_where_that_is_asked_for(tmp_pa
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_target_begins_as_a_copy_of_the_weights(exported):
     given = config(
         method="byol",
@@ -133,7 +133,7 @@ def test_a_run_continues_without_the_file(exported, tmp_path, capsys):
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_variables_are_of_the_encoder_or_of_its_parts(tmp_path):
     own = digits().variables
     first = begin(config(), variables=own)

@@ -113,7 +113,7 @@ def _leaves(trained):
     return jax.tree.leaves(jax.device_get(trained.state.params))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_run_is_evaluated_on_what_it_held_out(tmp_path, capsys):
     folder = pictures(tmp_path / "images", "badc", each=10)
     data = dict(name="folder", path=str(folder), mean=(0.5,) * 3, std=(0.5,) * 3)
