@@ -34,7 +34,7 @@ def test_a_library_that_cannot_be_imported_has_a_row_that_says_so():
     assert last == "| lightly not installed | not imported: no module | | | |"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ours_on_all_devices_is_float64_on_one():
     found = exactness.mine(0, 1, 0)["vicreg_jax"]
     for loss, want in found["float64"].items():

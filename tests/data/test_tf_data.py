@@ -263,7 +263,7 @@ SETTINGS = dict(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_may_change_from_one_to_the_other(tmp_path):
     (tmp_path / "images").mkdir()
     for i in range(24):

@@ -155,7 +155,7 @@ def test_variables_are_of_the_encoder_or_of_its_parts(tmp_path):
         train.replay(tmp_path, 1, source=images())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_encoder_stands_still_in_its_frozen_epochs(exported, tmp_path):
     given = config(
         epochs=3,
