@@ -24,7 +24,7 @@ test: .venv/test
 	$(BIN)/python -m pytest -q $(PARALLEL)
 
 slow: .venv/test
-	$(BIN)/python -m pytest -q $(PARALLEL) -m slow $(TESTS)
+	$(BIN)/python -m pytest -q $(PARALLEL) -m 'slow and not long' $(TESTS)
 
 format: .venv/test
 	$(BIN)/ruff format .

@@ -33,7 +33,7 @@ FAMILIES = {
     "imagenet_vit": "folder",
 }
 LATER = {
-    "imagenet_vit": pytest.mark.slow,
+    "imagenet_vit": pytest.mark.long,
     **dict.fromkeys(
         ("imagenet", "imagenette", "fake", "cifar10_sololearn"), pytest.mark.long
     ),
