@@ -253,7 +253,14 @@ def test_a_layer_moves_by_its_depth(name):
             np.testing.assert_array_equal(x, -rate)
 
 
-def test_a_decay_over_layers_needs_blocks():
+@pytest.mark.parametrize(
+    "params, found",
+    [
+        ({"encoder": {"conv0": np.ones(1), "norm": np.ones(1)}}, "conv0, norm"),
+        ({"expander": {"linear0": np.ones(1)}}, "no layers"),
+    ],
+)
+def test_a_decay_over_layers_needs_blocks(params, found):
     tx = optim.layerwise(optax.sgd(1.0), "encoder", decay=0.5)
-    with refused(Refusal, "an encoder of conv0, norm has no blocks"):
-        tx.init({"encoder": {"conv0": np.ones(1), "norm": np.ones(1)}})
+    with refused(Refusal, f"an encoder of {found} has no blocks"):
+        tx.init(params)

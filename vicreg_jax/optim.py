@@ -160,7 +160,7 @@ def layerwise(
     Raises:
       Refusal: by `init`, if the part has no blocks of such names.
 
-    Source: arXiv:2106.08254, app. for fine-tuning; groups of timm, each block one.
+    Source: arXiv:2106.08254; a group of timm's for each block.
     """
 
     def update(updates, state, params=None):
@@ -172,7 +172,7 @@ def layerwise(
         return {**updates, part: scaled}, state
 
     def init(params):
-        _above(params[part])
+        _above(params.get(part, ()))  # encoders without parameters have no part
         return optax.EmptyState()
 
     return optax.chain(tx, optax.GradientTransformation(init, update))
@@ -188,9 +188,10 @@ def _above(names: Iterable[str]) -> dict[str, int]:
             places[name] = int(found[1]), 0
     order = sorted(set(places.values()))
     if not order:
+        listed = ", ".join(sorted(names)) or "no layers"
         raise Refusal(
-            f"an encoder of {', '.join(sorted(names))} has no blocks that layer-wise"
-            " decay knows; give a ResNet, ViT or ConvNeXt, or no optimizer.layer_decay"
+            f"an encoder of {listed} has no blocks that layer-wise decay knows; give"
+            " a ResNet, ViT or ConvNeXt, or no optimizer.layer_decay"
         )
     first = len(order) + 1
     above = {name: len(order) - order.index(place) for name, place in places.items()}

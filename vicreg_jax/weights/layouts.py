@@ -58,7 +58,7 @@ LAYOUTS = (
         ),
     ),
     _Layout("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"),  # ViTs of timm
-    _Layout(  # and of torchvision
+    _Layout(  # of torchvision
         "conv_proj.weight",
         "encoder.layers.encoder_layer_0.ln_1.weight",
         (
@@ -74,7 +74,7 @@ LAYOUTS = (
             (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
         ),
     ),
-    _Layout(  # and of Hugging Face, whose attention has three matrices
+    _Layout(  # of Hugging Face, whose attention has three matrices
         "embeddings.patch_embeddings.projection.weight",
         "encoder.layer.0.layernorm_before.weight",
         (
@@ -108,7 +108,7 @@ LAYOUTS = (
             (r"\.layer_scale_parameter$", ".gamma"),
         ),
     ),
-    _Layout(  # and of torchvision
+    _Layout(  # of torchvision
         "features.0.0.weight",
         "features.1.0.block.0.weight",
         (
@@ -128,9 +128,8 @@ LAYOUTS = (
 # What follows a learned encoder: momentum copies, targets, teachers.
 FOLLOWER = re.compile(r"(^|[._])(momentum|target|teacher|ema|key|k)(?=[._])")
 HEAD = re.compile(
-    r"(?!head\.norm\.)(\w+_)?(fc|classifier|linear|head|heads|projector|predictor|prototypes|queue"
-    r"|pooler)"
-    r"(_ptr)?([.].*)?"
+    r"(?!head\.norm\.)(\w+_)?(fc|classifier|linear|head|heads|pooler|projector|predictor"
+    r"|prototypes|queue)(_ptr)?([.].*)?"
 )
 PROJECTOR = re.compile(r"(\d+)\.(weight|bias|running_mean|running_var|" + COUNTER + ")")
 HALVES = ("float16", "bfloat16", "float64")
